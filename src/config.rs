@@ -1,0 +1,744 @@
+//! What the user asked for: flag over `LARDER_…` variable over config file over default.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, ValueEnum};
+use serde::Deserialize;
+use url::Url;
+
+use crate::error::Exit;
+
+/// The hosts that are intercepted without being asked for.
+pub const DEFAULT_INTERCEPT: [&str; 3] = [
+    "registry.terraform.io",
+    "releases.hashicorp.com",
+    "registry.opentofu.org",
+];
+/// Where `serve` listens without being told.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:3128";
+
+/// Options of every command.
+#[derive(Args, Clone, Debug, Default)]
+pub struct CommonArgs {
+    /// Configuration file [default: config.toml in the user's configuration folder for larder]
+    #[arg(long, env = "LARDER_CONFIG", value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+    /// Folder of the CA and the cache [default: the user's data folder for larder]
+    #[arg(long, env = "LARDER_DATA_DIR", value_name = "DIR", global = true)]
+    pub data_dir: Option<PathBuf>,
+    /// Say more (twice: everything)
+    #[arg(short, long, env = "LARDER_VERBOSE", action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+    /// Say less (twice: errors alone)
+    #[arg(short, long, env = "LARDER_QUIET", action = ArgAction::Count, global = true)]
+    pub quiet: u8,
+    /// Form of the log [default: text on a terminal, else json]
+    #[arg(long, env = "LARDER_LOG_FORMAT", value_name = "FORMAT", global = true)]
+    pub log_format: Option<LogFormat>,
+}
+
+/// Options of `serve`, which `run` obeys too.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ServeArgs {
+    /// Address to listen on; port 0 picks one and logs it [default: 127.0.0.1:3128]
+    #[arg(long, env = "LARDER_LISTEN", value_name = "ADDR", value_delimiter = ',')]
+    pub listen: Vec<SocketAddr>,
+    /// Answer from what is held; never connect upstream
+    #[arg(long, env = "LARDER_OFFLINE", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_parser = clap::builder::BoolishValueParser::new())]
+    pub offline: Option<bool>,
+    /// What an archive must pass before it is completed to a client [default: checksum]
+    #[arg(long, env = "LARDER_VERIFY", value_name = "HOW")]
+    pub verify: Option<Verify>,
+    /// Most bytes the cache may hold, such as 50GiB [default: 50GiB, or half of free and held together if that is less]
+    #[arg(long, env = "LARDER_MAX_SIZE", value_name = "SIZE")]
+    pub max_size: Option<Size>,
+    /// A further host to intercept
+    #[arg(long, env = "LARDER_INTERCEPT", value_name = "HOST[:PORT]", value_delimiter = ',')]
+    pub intercept: Vec<Authority>,
+    /// Providers whose archives lie on hosts that are not intercepted [default: rewrite]
+    #[arg(long, env = "LARDER_THIRD_PARTY", value_name = "HOW")]
+    pub third_party: Option<ThirdParty>,
+    /// Connect to HOST2:PORT2 where HOST1:PORT1 is asked for, as curl does; an empty part matches any
+    #[arg(long, env = "LARDER_CONNECT_TO", value_name = "HOST1:PORT1:HOST2:PORT2", value_delimiter = ',')]
+    pub connect_to: Vec<ConnectTo>,
+    /// PEM file of further CAs to trust upstream
+    #[arg(long, env = "LARDER_UPSTREAM_CA", value_name = "FILE", value_delimiter = ',')]
+    pub upstream_ca: Vec<PathBuf>,
+    /// Parent proxy, http://[USER:PASSWORD@]HOST:PORT [default: HTTPS_PROXY and NO_PROXY as inherited]
+    #[arg(long, env = "LARDER_UPSTREAM_PROXY", value_name = "URL", hide_env_values = true)]
+    pub upstream_proxy: Option<Parent>,
+    /// How long running downloads may go on after SIGTERM [default: 10s]
+    #[arg(long, env = "LARDER_DRAIN_TIMEOUT", value_name = "TIME")]
+    pub drain_timeout: Option<Period>,
+    /// A name under which larder itself is reached over TLS
+    #[arg(long, env = "LARDER_HOSTNAME", value_name = "NAME", value_delimiter = ',')]
+    pub hostname: Vec<HostName>,
+}
+
+/// Everything settled.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub data_dir: PathBuf,
+    pub log_format: Option<LogFormat>,
+    pub listen: Vec<SocketAddr>,
+    pub offline: bool,
+    /// In bytes; none: as much as the default rule allows.
+    pub max_size: Option<u64>,
+    /// The default set and what was added.
+    pub intercept: Vec<Authority>,
+    pub third_party: ThirdParty,
+    pub connect_to: Vec<ConnectTo>,
+    pub upstream_ca: Vec<PathBuf>,
+    pub upstream_proxy: Option<Parent>,
+    pub drain_timeout: Duration,
+    pub hostnames: Vec<HostName>,
+}
+
+impl Config {
+    /// Settles flags and variables (already merged by clap) with the config file and the defaults.
+    pub fn settle(common: &CommonArgs, serve: &ServeArgs) -> Result<Self, Exit> {
+        let (path, required) = match &common.config {
+            Some(path) => (Some(path.clone()), true),
+            None => (default_config_file(), false),
+        };
+        let file = match path {
+            Some(path) => File::read(&path, required)?,
+            None => File::default(),
+        };
+        file.settle(common, serve)
+    }
+
+    /// Whether nobody but this machine's users can reach the listeners.
+    pub fn loopback_only(&self) -> bool {
+        self.listen.iter().all(|addr| addr.ip().is_loopback())
+    }
+}
+
+/// The config file as written: each value as text, parsed by the same rules as its flag.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(skip)]
+    path: PathBuf,
+    data_dir: Option<PathBuf>,
+    log_format: Option<String>,
+    listen: Option<OneOrMore>,
+    offline: Option<bool>,
+    verify: Option<String>,
+    max_size: Option<String>,
+    intercept: Option<OneOrMore>,
+    third_party: Option<String>,
+    connect_to: Option<OneOrMore>,
+    upstream_ca: Option<OneOrMore>,
+    upstream_proxy: Option<String>,
+    drain_timeout: Option<String>,
+    hostname: Option<OneOrMore>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl File {
+    fn read(path: &Path, required: bool) -> Result<Self, Exit> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !required => {
+                return Ok(Self::default());
+            }
+            Err(e) => {
+                return Err(Exit::usage(format!(
+                    "config file {}: cannot be read: {e}; name a readable file with --config",
+                    path.display()
+                )));
+            }
+        };
+        let mut file = Self::parse(&text)
+            .map_err(|e| Exit::usage(format!("config file {}: {e}", path.display())))?;
+        file.path = path.to_owned();
+        Ok(file)
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|e| {
+            format!("{e}\nmend that line; `larder serve --help` names the keys (in snake case) and their values")
+        })
+    }
+
+    fn settle(self, common: &CommonArgs, serve: &ServeArgs) -> Result<Config, Exit> {
+        if serve.verify.map_or_else(|| self.one("verify", &self.verify), |v| Ok(Some(v)))?
+            == Some(Verify::Signature)
+        {
+            return Err(Exit::usage(
+                "verify: value `signature` is not available in this version; use `checksum`",
+            ));
+        }
+        let data_dir = common
+            .data_dir
+            .clone()
+            .or_else(|| self.data_dir.clone())
+            .or_else(default_data_dir)
+            .ok_or_else(|| {
+                Exit::usage("data_dir: no home folder to put it in; name one with --data-dir")
+            })?;
+        let mut listen = self.many("listen", &serve.listen, &self.listen)?;
+        if listen.is_empty() {
+            listen.push(DEFAULT_LISTEN.parse().expect("a literal socket address"));
+        }
+        let mut intercept: Vec<Authority> = DEFAULT_INTERCEPT
+            .iter()
+            .map(|host| host.parse().expect("a literal host name"))
+            .collect();
+        for more in self.many("intercept", &serve.intercept, &self.intercept)? {
+            if !intercept.contains(&more) {
+                intercept.push(more);
+            }
+        }
+        let upstream_ca = if serve.upstream_ca.is_empty() {
+            self.upstream_ca.as_ref().map_or_else(Vec::new, |list| {
+                list.values().iter().map(PathBuf::from).collect()
+            })
+        } else {
+            serve.upstream_ca.clone()
+        };
+        Ok(Config {
+            data_dir: std::path::absolute(&data_dir)
+                .map_err(|e| Exit::usage(format!("data_dir: {}: {e}", data_dir.display())))?,
+            log_format: match common.log_format {
+                Some(format) => Some(format),
+                None => self.one("log_format", &self.log_format)?,
+            },
+            listen,
+            offline: serve.offline.or(self.offline).unwrap_or(false),
+            max_size: match serve.max_size {
+                Some(size) => Some(size),
+                None => self.one("max_size", &self.max_size)?,
+            }
+            .map(|size| size.0),
+            intercept,
+            third_party: match serve.third_party {
+                Some(how) => how,
+                None => self.one("third_party", &self.third_party)?.unwrap_or_default(),
+            },
+            connect_to: self.many("connect_to", &serve.connect_to, &self.connect_to)?,
+            upstream_ca,
+            upstream_proxy: match &serve.upstream_proxy {
+                Some(parent) => Some(parent.clone()),
+                None => self.one("upstream_proxy", &self.upstream_proxy)?,
+            },
+            drain_timeout: match serve.drain_timeout {
+                Some(time) => Some(time),
+                None => self.one("drain_timeout", &self.drain_timeout)?,
+            }
+            .map_or(Duration::from_secs(10), |time| time.0),
+            hostnames: self.many("hostname", &serve.hostname, &self.hostname)?,
+        })
+    }
+
+    fn one<T: FromStr<Err = String>>(
+        &self,
+        key: &str,
+        value: &Option<String>,
+    ) -> Result<Option<T>, Exit> {
+        value
+            .as_deref()
+            .map(|text| self.value(key, text))
+            .transpose()
+    }
+
+    fn many<T: FromStr + Clone>(
+        &self,
+        key: &str,
+        given: &[T],
+        value: &Option<OneOrMore>,
+    ) -> Result<Vec<T>, Exit>
+    where
+        T::Err: fmt::Display,
+    {
+        match value {
+            Some(list) if given.is_empty() => list
+                .values()
+                .iter()
+                .map(|text| self.value(key, text))
+                .collect(),
+            _ => Ok(given.to_vec()),
+        }
+    }
+
+    fn value<T: FromStr>(&self, key: &str, text: &str) -> Result<T, Exit>
+    where
+        T::Err: fmt::Display,
+    {
+        text.parse().map_err(|e| {
+            Exit::usage(format!(
+                "config file {}: key `{key}`: value `{text}`: {e}",
+                self.path.display()
+            ))
+        })
+    }
+}
+
+impl OneOrMore {
+    fn values(&self) -> &[String] {
+        match self {
+            Self::One(value) => std::slice::from_ref(value),
+            Self::More(values) => values,
+        }
+    }
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// An object a line
+    Json,
+}
+
+/// What an archive must pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Verify {
+    /// Its SHA-256 is the one that every known source names
+    Checksum,
+    /// Not available in this version
+    Signature,
+}
+
+/// What happens to `download_url`s on hosts that are not intercepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ThirdParty {
+    /// The document names a path of the registry host instead, and larder fetches
+    #[default]
+    Rewrite,
+    /// The hosts are expected among `--intercept`
+    Intercept,
+    /// They are tunnelled, uncached
+    Tunnel,
+}
+
+macro_rules! from_value_enum {
+    ($($kind:ty),*) => {$(
+        impl FromStr for $kind {
+            type Err = String;
+            fn from_str(s: &str) -> Result<Self, String> {
+                <Self as ValueEnum>::from_str(s, false).map_err(|_| {
+                    let all: Vec<_> = Self::value_variants().iter()
+                        .filter_map(|v| Some(v.to_possible_value()?.get_name().to_owned()))
+                        .collect();
+                    format!("unknown; write one of {}", all.join(", "))
+                })
+            }
+        }
+    )*};
+}
+from_value_enum!(LogFormat, Verify, ThirdParty);
+
+/// A number of bytes: `1048576`, `500MB` (powers of 1000), `50GiB` or `50G` (powers of 1024).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (number, unit) = split_unit(s);
+        let factor: u64 = match unit.to_ascii_lowercase().as_str() {
+            "" | "b" => 1,
+            "k" | "ki" | "kib" => 1 << 10,
+            "m" | "mi" | "mib" => 1 << 20,
+            "g" | "gi" | "gib" => 1 << 30,
+            "t" | "ti" | "tib" => 1 << 40,
+            "kb" => 1000,
+            "mb" => 1000 * 1000,
+            "gb" => 1000 * 1000 * 1000,
+            "tb" => 1000 * 1000 * 1000 * 1000,
+            _ => return Err("not a size; write a number and a unit, such as 50GiB".into()),
+        };
+        number
+            .parse::<u64>()
+            .ok()
+            .and_then(|n| n.checked_mul(factor))
+            .map(Self)
+            .ok_or_else(|| "not a size; write a whole number and a unit, such as 50GiB".into())
+    }
+}
+
+/// A length of time: `90s`, `15m`, `12h`, `30d`, `500ms`, or plain seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Period(pub Duration);
+
+impl FromStr for Period {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (number, unit) = split_unit(s);
+        let millis: u64 = match unit {
+            "ms" => 1,
+            "" | "s" => 1000,
+            "m" | "min" => 60 * 1000,
+            "h" => 3600 * 1000,
+            "d" => 24 * 3600 * 1000,
+            "w" => 7 * 24 * 3600 * 1000,
+            _ => return Err("not a time; write a number and a unit, such as 30s, 15m or 7d".into()),
+        };
+        number
+            .parse::<u64>()
+            .ok()
+            .and_then(|n| n.checked_mul(millis))
+            .map(|ms| Self(Duration::from_millis(ms)))
+            .ok_or_else(|| "not a time; write a whole number and a unit, such as 30s or 7d".into())
+    }
+}
+
+fn split_unit(s: &str) -> (&str, &str) {
+    let s = s.trim();
+    let digits = s.find(|c: char| !c.is_ascii_digit()).unwrap_or(s.len());
+    (&s[..digits], s[digits..].trim_start())
+}
+
+/// A host name in lower case, or an IP address without brackets.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HostName(String);
+
+impl HostName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The address, if the name is one.
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.0.parse().ok()
+    }
+}
+
+impl FromStr for HostName {
+    type Err = String;
+
+    /// Letters, digits, hyphens and underscores in labels of 1 to 63, 253 in all (RFC 1123); or an
+    /// IP address, an IPv6 one with or without brackets.
+    fn from_str(s: &str) -> Result<Self, String> {
+        let bare = s.strip_prefix('[').and_then(|s| s.strip_suffix(']'));
+        if let Ok(ip) = bare.unwrap_or(s).parse::<IpAddr>() {
+            if bare.is_none() || ip.is_ipv6() {
+                return Ok(Self(ip.to_string()));
+            }
+        }
+        let name = s.strip_suffix('.').unwrap_or(s).to_ascii_lowercase();
+        let label_ok = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        };
+        // A last label of digits alone would be read as an IPv4 address by some resolvers.
+        let last_is_number = name
+            .rsplit('.')
+            .next()
+            .is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
+        if name.len() > 253 || last_is_number || !name.split('.').all(label_ok) {
+            return Err("not a host name; write one such as registry.example.com".into());
+        }
+        Ok(Self(name))
+    }
+}
+
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A host and a port, 443 where none is written.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Authority {
+    pub host: HostName,
+    pub port: u16,
+}
+
+impl Authority {
+    pub fn new(host: HostName, port: u16) -> Self {
+        Self { host, port }
+    }
+
+    /// As it stands in an `https` URL: without the port if it is 443.
+    pub fn in_https_url(&self) -> String {
+        let text = self.to_string();
+        match text.strip_suffix(":443") {
+            Some(host) => host.to_owned(),
+            None => text,
+        }
+    }
+
+    /// The host and port of an absolute URL.
+    pub fn of(url: &Url) -> Option<Self> {
+        Some(Self {
+            host: url.host_str()?.parse().ok()?,
+            port: url.port_or_known_default()?,
+        })
+    }
+}
+
+impl FromStr for Authority {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let whole_is_v6 = s.parse::<std::net::Ipv6Addr>().is_ok();
+        let (host, port) = match s.rsplit_once(':') {
+            Some((host, port)) if !whole_is_v6 && !port.contains(']') => (host, parse_port(port)?),
+            _ => (s, 443),
+        };
+        if host.contains(':') && !host.starts_with('[') && !whole_is_v6 {
+            return Err("not HOST or HOST:PORT; put an IPv6 address in brackets".into());
+        }
+        Ok(Self {
+            host: host.parse()?,
+            port,
+        })
+    }
+}
+
+impl fmt::Display for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.0.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+fn parse_port(s: &str) -> Result<u16, String> {
+    let digits = !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+    s.parse()
+        .ok()
+        .filter(|port| digits && *port != 0)
+        .ok_or_else(|| "not a port; write a number from 1 to 65535".into())
+}
+
+/// curl's `--connect-to`: where to connect instead. A part that is none matches any, or stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectTo {
+    from_host: Option<HostName>,
+    from_port: Option<u16>,
+    to_host: Option<HostName>,
+    to_port: Option<u16>,
+}
+
+impl ConnectTo {
+    /// Where to connect for `asked`, if this rule speaks of it.
+    pub fn apply(&self, asked: &Authority) -> Option<Authority> {
+        let host_fits = self.from_host.as_ref().is_none_or(|h| *h == asked.host);
+        let port_fits = self.from_port.is_none_or(|p| p == asked.port);
+        (host_fits && port_fits).then(|| Authority {
+            host: self.to_host.clone().unwrap_or_else(|| asked.host.clone()),
+            port: self.to_port.unwrap_or(asked.port),
+        })
+    }
+}
+
+impl FromStr for ConnectTo {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut rest = s;
+        loop {
+            let end = match rest.strip_prefix('[') {
+                Some(inner) => inner.find(']').map(|at| at + 2),
+                None => rest.find(':'),
+            };
+            match end {
+                Some(end) if rest.as_bytes().get(end) == Some(&b':') => {
+                    parts.push(&rest[..end]);
+                    rest = &rest[end + 1..];
+                }
+                _ => break,
+            }
+        }
+        parts.push(rest);
+        let [from_host, from_port, to_host, to_port] = parts[..] else {
+            return Err("not HOST1:PORT1:HOST2:PORT2; write four parts, IPv6 in brackets".into());
+        };
+        let host = |s: &str| (!s.is_empty()).then(|| s.parse()).transpose();
+        let port = |s: &str| (!s.is_empty()).then(|| parse_port(s)).transpose();
+        Ok(Self {
+            from_host: host(from_host)?,
+            from_port: port(from_port)?,
+            to_host: host(to_host)?,
+            to_port: port(to_port)?,
+        })
+    }
+}
+
+/// A parent proxy. Its credentials are never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Parent {
+    pub authority: Authority,
+    /// User and password, decoded.
+    pub credentials: Option<(String, String)>,
+}
+
+impl FromStr for Parent {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let with_scheme = if s.contains("://") {
+            s.to_owned()
+        } else {
+            format!("http://{s}")
+        };
+        let bad = || "not a proxy URL; write http://HOST:PORT".to_owned();
+        let url = Url::parse(&with_scheme).map_err(|_| bad())?;
+        if url.scheme() != "http" {
+            return Err(format!(
+                "{}:// parents are not available in this version; write http://HOST:PORT",
+                url.scheme()
+            ));
+        }
+        let decode = |s: &str| {
+            percent_encoding::percent_decode_str(s)
+                .decode_utf8_lossy()
+                .into_owned()
+        };
+        Ok(Self {
+            authority: Authority::of(&url).ok_or_else(bad)?,
+            credentials: (!url.username().is_empty()).then(|| {
+                (
+                    decode(url.username()),
+                    decode(url.password().unwrap_or_default()),
+                )
+            }),
+        })
+    }
+}
+
+impl fmt::Debug for Parent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}", self.authority)
+    }
+}
+
+fn default_data_dir() -> Option<PathBuf> {
+    Some(directories::ProjectDirs::from("", "", "larder")?.data_dir().to_owned())
+}
+
+fn default_config_file() -> Option<PathBuf> {
+    let dirs = directories::ProjectDirs::from("", "", "larder")?;
+    Some(dirs.config_dir().join("config.toml"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn settle(text: &str, serve: &ServeArgs) -> Result<Config, String> {
+        let common = CommonArgs {
+            data_dir: Some("/data".into()),
+            ..Default::default()
+        };
+        File::parse(text)?
+            .settle(&common, serve)
+            .map_err(|exit| exit.message)
+    }
+
+    #[test]
+    fn file_over_default_and_flag_over_file() {
+        let text = "listen = '127.0.0.1:1'\nmax_size = '2G'\nintercept = ['a.example:8443']\nhostname = 'L.example.'";
+        let config = settle(text, &ServeArgs::default()).expect("settles");
+        assert_eq!(config.listen, ["127.0.0.1:1".parse().expect("address")]);
+        assert_eq!(config.max_size, Some(2 << 30));
+        assert_eq!(config.intercept.len(), DEFAULT_INTERCEPT.len() + 1);
+        assert_eq!(config.hostnames[0].as_str(), "l.example");
+        let flags = ServeArgs {
+            max_size: Some(Size(7)),
+            ..Default::default()
+        };
+        assert_eq!(settle(text, &flags).expect("settles").max_size, Some(7));
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_its_key_and_the_mend() {
+        for (text, words) in [
+            ("max_size = '50 bananas'", ["max_size", "50 bananas", "GiB"]),
+            ("drain_timeout = 'soon'", ["drain_timeout", "soon", "30s"]),
+            ("third_party = 'no'", ["third_party", "no", "rewrite"]),
+            ("intercept = ['a b']", ["intercept", "a b", "host name"]),
+            ("color = 'red'", ["color", "red", "keys"]),
+            ("offline = 'x'", ["offline", "x", "boolean"]),
+        ] {
+            let message = settle(text, &ServeArgs::default()).expect_err(text);
+            for word in words {
+                assert!(message.contains(word), "{text}: {message}");
+            }
+        }
+    }
+
+    #[test]
+    fn connect_to_has_curls_meaning() {
+        let asked: Authority = "Registry.Example:443".parse().expect("authority");
+        let to = |rule: &str| {
+            let rule: ConnectTo = rule.parse().expect(rule);
+            rule.apply(&asked).map(|a| a.to_string())
+        };
+        assert_eq!(to("registry.example:443:127.0.0.1:9").as_deref(), Some("127.0.0.1:9"));
+        assert_eq!(to(":::").as_deref(), Some("registry.example:443"));
+        assert_eq!(to("::[::1]:9").as_deref(), Some("[::1]:9"));
+        assert_eq!(to("registry.example::other:").as_deref(), Some("other:443"));
+        assert_eq!(to("other:443:127.0.0.1:9"), None);
+        assert_eq!(to("registry.example:80:127.0.0.1:9"), None);
+        for bad in ["", "a:1:b", "a:1:b:2:c", "a:x:b:2", "::1:1:b:2:", "a b:1:c:2"] {
+            assert!(bad.parse::<ConnectTo>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn authorities_read_and_print() {
+        for (text, printed) in [
+            ("A.example", "a.example:443"),
+            ("a.example.:8443", "a.example:8443"),
+            ("[::1]:3128", "[::1]:3128"),
+            ("::1", "[::1]:443"),
+            ("127.0.0.1:1", "127.0.0.1:1"),
+        ] {
+            assert_eq!(text.parse::<Authority>().expect(text).to_string(), printed);
+        }
+        for bad in ["", ":443", "a:", "a:0", "a:65536", "a:+1", "a/b", "a@b", "1.2.3", "a..b", "[a]", "a:1:2"] {
+            assert!(bad.parse::<Authority>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn parent_hides_its_password() {
+        let parent: Parent = "http://me:s%40cret@proxy.example:8080".parse().expect("parent");
+        assert_eq!(parent.credentials, Some(("me".into(), "s@cret".into())));
+        assert_eq!(format!("{parent:?}"), "http://proxy.example:8080");
+    }
+
+    proptest! {
+        #[test]
+        fn parsers_never_panic(text in "\\PC{0,40}") {
+            let _ = text.parse::<Authority>();
+            let _ = text.parse::<ConnectTo>();
+            let _ = text.parse::<Size>();
+            let _ = text.parse::<Period>();
+            let _ = text.parse::<Parent>();
+        }
+
+        #[test]
+        fn an_authority_survives_printing(text in "[a-z0-9.:\\[\\]-]{0,20}") {
+            if let Ok(authority) = text.parse::<Authority>() {
+                prop_assert_eq!(authority.to_string().parse(), Ok(authority));
+            }
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! What the documents of the Terraform and OpenTofu ecosystem mean: pure functions on bytes.
+
+pub mod registry;
+pub mod route;
+pub mod sums;

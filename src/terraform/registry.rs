@@ -1,0 +1,245 @@
+//! Documents of the provider and module registry protocols and of the releases site.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use url::Url;
+
+use super::route::Kind;
+use super::sums::Sums;
+use crate::digest::Digest;
+
+/// What a provider's download document says of an archive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Download {
+    /// `download_url`, resolved against the document's own URL
+    pub archive: Url,
+    /// `shasums_url`, likewise
+    pub sums: Option<Url>,
+    /// `shasums_signature_url`, likewise
+    pub signature: Option<Url>,
+    /// The name by which the sums know the archive
+    pub filename: String,
+    /// `shasum`, in hexadecimal digits
+    pub shasum: String,
+}
+
+/// The keys of the three URLs in a download document.
+const URL_KEYS: [&str; 3] = ["download_url", "shasums_url", "shasums_signature_url"];
+
+impl Download {
+    /// Reads the document that lies at `base`.
+    pub fn parse(base: &Url, body: &[u8]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Raw {
+            download_url: String,
+            shasums_url: Option<String>,
+            shasums_signature_url: Option<String>,
+            filename: Option<String>,
+            shasum: String,
+        }
+        let raw: Raw = serde_json::from_slice(body).map_err(|e| e.to_string())?;
+        let join = |reference: &str| {
+            base.join(reference)
+                .map_err(|e| format!("names a URL that is none: {e}"))
+        };
+        let optional = |reference: Option<String>| {
+            reference
+                .filter(|r| !r.is_empty())
+                .map(|r| join(&r))
+                .transpose()
+        };
+        let archive = join(&raw.download_url)?;
+        let shasum: Digest = raw.shasum.parse().map_err(|e| format!("shasum is {e}"))?;
+        Ok(Self {
+            filename: raw
+                .filename
+                .unwrap_or_else(|| super::route::file_name(&archive)),
+            sums: optional(raw.shasums_url)?,
+            signature: optional(raw.shasums_signature_url)?,
+            shasum: shasum.to_string(),
+            archive,
+        })
+    }
+
+    pub fn digest(&self) -> Option<Digest> {
+        self.shasum.parse().ok()
+    }
+}
+
+/// Replaces those of the three URLs for which `instead` has another, and nothing else.
+///
+/// Returns none where nothing was replaced: the bytes may stay as they are.
+pub fn rewrite_download(
+    base: &Url,
+    body: &[u8],
+    instead: impl Fn(&Url) -> Option<String>,
+) -> Option<Vec<u8>> {
+    let mut document: Value = serde_json::from_slice(body).ok()?;
+    let fields = document.as_object_mut()?;
+    let mut changed = false;
+    for key in URL_KEYS {
+        let Some(Value::String(reference)) = fields.get_mut(key) else {
+            continue;
+        };
+        if let Some(replacement) = base.join(reference).ok().and_then(|url| instead(&url)) {
+            *reference = replacement;
+            changed = true;
+        }
+    }
+    changed.then(|| serde_json::to_vec(&document).ok())?
+}
+
+/// Whether `body` is a document of the kind that lies at `base`; the words say what is wrong.
+pub fn check(kind: Kind, base: &Url, body: &[u8]) -> Result<(), String> {
+    match kind {
+        Kind::Discovery | Kind::ReleaseIndex => object(body).map(|_| ()),
+        Kind::VersionList => list(body, "versions"),
+        Kind::ModuleVersions => list(body, "modules"),
+        Kind::Download => Download::parse(base, body).map(|_| ()),
+        Kind::Sums => Sums::parse(body).map(|_| ()),
+        Kind::Signature if body.is_empty() => Err("is empty".into()),
+        Kind::Signature if body.trim_ascii_start().starts_with(b"<") => {
+            Err("is a page, not a signature".into())
+        }
+        Kind::Signature | Kind::Archive | Kind::Other => Ok(()),
+    }
+}
+
+/// Whether text holds a URL whose query is a credential (a presigned URL of S3, GCS or Azure, or a
+/// token): such text must not be written to disk.
+pub fn holds_signed_url(text: &[u8]) -> bool {
+    const MARKS: [&str; 9] = [
+        "x-amz-signature=",
+        "x-amz-security-token=",
+        "x-goog-signature=",
+        "signature=",
+        "sig=",
+        "token=",
+        "access_token=",
+        "jwt=",
+        "key-pair-id=",
+    ];
+    let text = String::from_utf8_lossy(text).to_ascii_lowercase();
+    // Go's JSON writer escapes the ampersand.
+    let text = text.replace("\\u0026", "&");
+    MARKS.iter().any(|mark| {
+        text.match_indices(mark)
+            .any(|(at, _)| text[..at].ends_with(['?', '&']))
+    })
+}
+
+fn object(body: &[u8]) -> Result<serde_json::Map<String, Value>, String> {
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(_) => Err("is JSON, but no object".into()),
+        Err(e) => Err(format!("is not JSON: {e}")),
+    }
+}
+
+/// The walk over a version list of megabytes builds no tree: only the wanted key is looked at.
+fn list(body: &[u8], key: &str) -> Result<(), String> {
+    use serde::de::IgnoredAny;
+    let fields: std::collections::HashMap<String, ListOrOther> =
+        serde_json::from_slice(body).map_err(|e| format!("is no JSON object: {e}"))?;
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum ListOrOther {
+        List(#[allow(dead_code)] Vec<IgnoredAny>),
+        Other(#[allow(dead_code)] IgnoredAny),
+    }
+    match fields.get(key) {
+        Some(ListOrOther::List(_)) => Ok(()),
+        _ => Err(format!("has no list of {key}")),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const REAL: &[u8] = include_bytes!("../../tests/data/random_3.4.3_linux_amd64.json");
+
+    fn base() -> Url {
+        Url::parse("https://registry.terraform.io/v1/providers/hashicorp/random/3.4.3/download/linux/amd64").unwrap()
+    }
+
+    #[test]
+    fn a_real_document_reads() {
+        let download = Download::parse(&base(), REAL).unwrap();
+        assert_eq!(download.archive.host_str(), Some("releases.hashicorp.com"));
+        assert_eq!(download.filename, "terraform-provider-random_3.4.3_linux_amd64.zip");
+        assert!(download.signature.unwrap().path().ends_with(".72D7468F.sig"));
+        assert!(check(Kind::Download, &base(), REAL).is_ok());
+    }
+
+    #[test]
+    fn relative_urls_resolve_against_the_document() {
+        let body = br#"{"download_url":"../../../files/a.zip","shasums_url":"/sums","shasum":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}"#;
+        let download = Download::parse(&base(), body).unwrap();
+        assert_eq!(download.archive.path(), "/v1/providers/hashicorp/random/files/a.zip");
+        assert_eq!(download.sums.unwrap().as_str(), "https://registry.terraform.io/sums");
+        assert_eq!(download.filename, "a.zip");
+    }
+
+    #[test]
+    fn rewriting_changes_three_urls_and_nothing_else() {
+        let there = |url: &Url| Some(format!("https://x/{}", super::super::route::file_name(url)));
+        let written = rewrite_download(&base(), REAL, there).unwrap();
+        let (mut old, new): (Value, Value) = (
+            serde_json::from_slice(REAL).unwrap(),
+            serde_json::from_slice(&written).unwrap(),
+        );
+        for key in URL_KEYS {
+            assert!(new[key].as_str().unwrap().starts_with("https://x/terraform-provider-random"));
+            old[key] = new[key].clone();
+        }
+        assert_eq!(old, new);
+        assert_eq!(rewrite_download(&base(), REAL, |_| None), None);
+    }
+
+    #[test]
+    fn nonsense_is_told() {
+        for (kind, bad) in [
+            (Kind::Discovery, &b"<html>"[..]),
+            (Kind::Discovery, b"[]"),
+            (Kind::VersionList, b"{\"versions\":"),
+            (Kind::VersionList, b"{\"versions\":{}}"),
+            (Kind::VersionList, b"{}"),
+            (Kind::Download, b"{}"),
+            (Kind::Download, br#"{"download_url":"a","shasum":"short"}"#),
+            (Kind::Sums, b"<html>"),
+            (Kind::Signature, b""),
+            (Kind::Signature, b" <html>"),
+        ] {
+            assert!(check(kind, &base(), bad).is_err(), "{kind:?}");
+        }
+        let versions = include_bytes!("../../tests/data/random_versions.json");
+        assert_eq!(check(Kind::VersionList, &base(), versions), Ok(()));
+    }
+
+    #[test]
+    fn signed_urls_are_seen_and_keys_are_not_mistaken_for_them() {
+        for signed in [
+            "https://b.s3/x?X-Amz-Algorithm=a&X-Amz-Signature=0",
+            r#"{"u":"https://b/x?a=1\u0026sig=9"}"#,
+            "https://x/a?token=1",
+        ] {
+            assert!(holds_signed_url(signed.as_bytes()), "{signed}");
+        }
+        assert!(!holds_signed_url(REAL));
+        assert!(!holds_signed_url(b"https://x/a?archive=zip&ref=v1 ...sig="));
+    }
+
+    proptest! {
+        #[test]
+        fn any_document_is_survived(body in "\\PC{0,120}") {
+            let _ = Download::parse(&base(), body.as_bytes());
+            let _ = check(Kind::VersionList, &base(), body.as_bytes());
+            let _ = rewrite_download(&base(), body.as_bytes(), |_| Some("x".into()));
+            holds_signed_url(body.as_bytes());
+        }
+    }
+}

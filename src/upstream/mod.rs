@@ -1,0 +1,394 @@
+//! Asking the origin: one pooled HTTP/1.1 client over one dial, tries, redirects, resuming.
+
+pub mod dial;
+pub mod download;
+pub mod guard;
+
+use std::error::Error as StdError;
+use std::future::Future;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, COOKIE, HeaderMap, HeaderValue, LOCATION, VIA};
+use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::client::legacy::{self, Client};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::TlsConnector;
+use url::Url;
+
+use crate::config::Authority;
+use crate::error::{Error, Kind};
+use crate::telemetry::{METRICS, Why};
+use dial::Dialer;
+
+/// The body of a request that is sent upstream.
+pub type RequestBody = BoxBody<Bytes, hyper::Error>;
+
+/// Tries behind one request, the first one included.
+const TRIES: u32 = 3;
+const BACKOFF: Duration = Duration::from_millis(150);
+const REDIRECTS: usize = 10;
+const TLS_TIMEOUT: Duration = Duration::from_secs(5);
+const IDLE_CONNECTION: Duration = Duration::from_secs(30);
+const HEAD_LIMIT: usize = 256 * 1024;
+
+/// The way to all origins.
+pub struct Upstream {
+    client: Client<Connector, RequestBody>,
+    dialer: Arc<Dialer>,
+}
+
+/// A GET or HEAD to be sent, with tries and (where asked for) redirects.
+pub struct Ask<'a> {
+    pub method: Method,
+    pub url: &'a Url,
+    pub headers: HeaderMap,
+    /// When the head of the answer must be there, over all tries.
+    pub deadline: Instant,
+    pub follow: bool,
+    /// What it is for, in metrics.
+    pub purpose: &'static str,
+}
+
+impl Upstream {
+    pub fn new(dialer: Arc<Dialer>, roots: Vec<CertificateDer<'static>>) -> Result<Self, String> {
+        let mut store = RootCertStore::empty();
+        let (_, unreadable) = store.add_parsable_certificates(roots);
+        if unreadable > 0 {
+            tracing::debug!(unreadable, "some roots are of a form that is not understood");
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(|e| e.to_string())?
+            .with_root_certificates(store)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let connector = Connector {
+            dialer: dialer.clone(),
+            tls: TlsConnector::from(Arc::new(tls)),
+        };
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE_CONNECTION)
+            .pool_max_idle_per_host(16)
+            .pool_timer(TokioTimer::new())
+            .timer(TokioTimer::new())
+            .http1_max_buf_size(HEAD_LIMIT)
+            .build(connector);
+        Ok(Self { client, dialer })
+    }
+
+    pub fn dialer(&self) -> &Arc<Dialer> {
+        &self.dialer
+    }
+
+    pub fn is_offline(&self) -> bool {
+        self.dialer.offline
+    }
+
+    /// Sends one request once. Redirects and error statuses are answers like any other.
+    pub async fn send(
+        &self,
+        mut request: Request<RequestBody>,
+        deadline: Instant,
+        purpose: &'static str,
+    ) -> Result<Response<Incoming>, Error> {
+        request
+            .headers_mut()
+            .append(VIA, HeaderValue::from_static("1.1 larder"));
+        let what = shown(request.uri());
+        METRICS.upstream_requests.get_or_create(&Why { purpose }).inc();
+        match timeout_at(deadline, self.client.request(request)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(e)) => Err(explain(&what, &e)),
+            Err(_) => Err(Error::new(
+                Kind::Timeout,
+                format!("{what}: upstream did not answer in time; try again later"),
+            )),
+        }
+    }
+
+    /// Asks with tries on connect errors, 429 and 5xx, within the deadline. After the last try an
+    /// error status is an answer, to be judged by the caller.
+    pub async fn ask(&self, ask: &Ask<'_>) -> Result<Response<Incoming>, Error> {
+        let mut tried = 1;
+        loop {
+            let outcome = self.ask_once(ask).await;
+            let again = match &outcome {
+                Ok((response, hops)) => {
+                    let status = response.status();
+                    status == StatusCode::TOO_MANY_REQUESTS
+                        || status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
+                        // A signed URL that has expired: the stable one gives a new one.
+                        || *hops > 0 && matches!(status.as_u16(), 400 | 401 | 403 | 410)
+                }
+                Err(e) => e.is_transient(),
+            };
+            let pause = backoff(tried);
+            if !again || tried == TRIES || Instant::now() + pause >= ask.deadline {
+                return outcome.map(|(response, _)| response);
+            }
+            tracing::debug!(url = %shown_url(ask.url), tried, "asking again");
+            tokio::time::sleep(pause).await;
+            tried += 1;
+        }
+    }
+
+    async fn ask_once(&self, ask: &Ask<'_>) -> Result<(Response<Incoming>, usize), Error> {
+        let mut url = ask.url.clone();
+        let mut headers = ask.headers.clone();
+        for hops in 0..=REDIRECTS {
+            let mut request = Request::new(no_body());
+            *request.method_mut() = ask.method.clone();
+            *request.uri_mut() = to_uri(&url)?;
+            *request.headers_mut() = headers.clone();
+            let response = self.send(request, ask.deadline, ask.purpose).await?;
+            if !ask.follow || !is_redirect(response.status()) {
+                return Ok((response, hops));
+            }
+            let next = redirect_target(&url, &response)?;
+            if Authority::of(&next) != Authority::of(&url) {
+                headers.remove(AUTHORIZATION);
+                headers.remove(COOKIE);
+            }
+            url = next;
+        }
+        Err(Error::new(
+            Kind::Incomplete,
+            format!("{}: more than {REDIRECTS} redirects", shown_url(ask.url)),
+        ))
+    }
+}
+
+/// Waits for the next chunk of a body, no longer than `idle`.
+pub async fn chunk(
+    body: &mut Incoming,
+    idle: Duration,
+    what: &Url,
+) -> Result<Option<Bytes>, Error> {
+    loop {
+        let frame = match timeout(idle, body.frame()).await {
+            Ok(frame) => frame,
+            Err(_) => {
+                return Err(Error::new(
+                    Kind::Timeout,
+                    format!("{}: upstream sent nothing for {} s", shown_url(what), idle.as_secs()),
+                ));
+            }
+        };
+        match frame {
+            None => return Ok(None),
+            Some(Ok(frame)) => {
+                // Trailers are of no use to these clients.
+                if let Ok(data) = frame.into_data() {
+                    if !data.is_empty() {
+                        return Ok(Some(data));
+                    }
+                }
+            }
+            Some(Err(e)) => {
+                return Err(Error::new(
+                    Kind::Incomplete,
+                    format!("{}: upstream cut the answer short: {e}", shown_url(what)),
+                ));
+            }
+        }
+    }
+}
+
+/// A body of nothing.
+pub fn no_body() -> RequestBody {
+    Empty::new().map_err(|never| match never {}).boxed()
+}
+
+/// A URL as it may be shown and logged: without query, fragment and credentials.
+pub fn shown_url(url: &Url) -> String {
+    let authority = match Authority::of(url) {
+        Some(authority) if url.scheme() == "https" => authority.in_https_url(),
+        Some(authority) => authority.to_string(),
+        None => String::new(),
+    };
+    format!("{}://{authority}{}", url.scheme(), url.path())
+}
+
+pub fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+fn redirect_target(from: &Url, response: &Response<Incoming>) -> Result<Url, Error> {
+    let next = response
+        .headers()
+        .get(LOCATION)
+        .and_then(|value| std::str::from_utf8(value.as_bytes()).ok())
+        .and_then(|reference| from.join(reference).ok())
+        .filter(|next| next.scheme() == "https" && next.host().is_some());
+    next.ok_or_else(|| {
+        Error::new(
+            Kind::Nonsense,
+            format!("{}: redirects to no https URL", shown_url(from)),
+        )
+    })
+}
+
+fn to_uri(url: &Url) -> Result<Uri, Error> {
+    url[..url::Position::AfterQuery].parse().map_err(|_| {
+        Error::new(
+            Kind::BadRequest,
+            format!("{}: not a URL that can be asked for", shown_url(url)),
+        )
+    })
+}
+
+fn shown(uri: &Uri) -> String {
+    match Url::parse(&uri.to_string()) {
+        Ok(url) => shown_url(&url),
+        Err(_) => uri.path().to_owned(),
+    }
+}
+
+/// Exponential, with jitter of its own length so that a fleet does not come back in step.
+fn backoff(tried: u32) -> Duration {
+    let base = BACKOFF * 2u32.pow(tried - 1);
+    let random = RandomState::new().build_hasher().finish();
+    base + base.mul_f64((random % 1000) as f64 / 1000.0)
+}
+
+/// The cause that larder itself gave, or else what hyper says of it.
+fn explain(what: &str, error: &legacy::Error) -> Error {
+    let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
+    let mut words = error.to_string();
+    while let Some(e) = cause {
+        if let Some(own) = e.downcast_ref::<Error>() {
+            return own.clone();
+        }
+        words = e.to_string();
+        cause = e.source();
+    }
+    Error::new(
+        Kind::Incomplete,
+        format!("{what}: upstream did not answer in HTTP: {words}; try again later"),
+    )
+}
+
+/// Dials and, for `https`, shakes hands.
+#[derive(Clone)]
+struct Connector {
+    dialer: Arc<Dialer>,
+    tls: TlsConnector,
+}
+
+impl Connector {
+    async fn connect(self, uri: Uri) -> Result<Io, Error> {
+        let bad = || Error::new(Kind::BadRequest, format!("{}: not a host", shown(&uri)));
+        let https = uri.scheme_str() == Some("https");
+        let host = uri.host().ok_or_else(bad)?;
+        let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
+        let asked = Authority::new(host.parse().map_err(|_| bad())?, port);
+        let tcp = self.dialer.dial(&asked).await?;
+        if !https {
+            return Ok(Io(TokioIo::new(Box::new(tcp))));
+        }
+        let name = ServerName::try_from(asked.host.as_str().to_owned()).map_err(|_| bad())?;
+        let tls = timeout(TLS_TIMEOUT, self.tls.connect(name, tcp))
+            .await
+            .map_err(|_| {
+                Error::new(
+                    Kind::Timeout,
+                    format!("{asked}: the TLS handshake took over {} s", TLS_TIMEOUT.as_secs()),
+                )
+            })?
+            .map_err(|e| {
+                Error::new(
+                    Kind::Tls,
+                    format!("{asked}: the TLS handshake failed: {e}; if upstream's CA is your own, name it with --upstream-ca"),
+                )
+            })?;
+        Ok(Io(TokioIo::new(Box::new(tls))))
+    }
+}
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = Io;
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Io, Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        Box::pin(self.clone().connect(uri))
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// A connection of the pool.
+struct Io(TokioIo<Box<dyn Stream>>);
+
+impl Connection for Io {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl hyper::rt::Read for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: hyper::rt::ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl hyper::rt::Write for Io {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_holds_no_query_and_no_credentials() {
+        let url = Url::parse("https://me:pw@h.example:443/a/b?X-Amz-Signature=1#f").expect("url");
+        assert_eq!(shown_url(&url), "https://h.example/a/b");
+    }
+
+    #[test]
+    fn backoff_grows_and_stays_bounded() {
+        for tried in 1..TRIES {
+            let pause = backoff(tried);
+            assert!(pause >= BACKOFF * 2u32.pow(tried - 1) && pause < BACKOFF * 2u32.pow(tried));
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! larder from the outside: the real binary, real sockets, an upstream that can go wrong in every
+//! way. One binary for all of it, since linking is what costs.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
