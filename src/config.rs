@@ -1,5 +1,6 @@
 //! What the user asked for: flag over `LARDER_…` variable over config file over default.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -45,7 +46,12 @@ pub struct CommonArgs {
 #[derive(Args, Clone, Debug, Default)]
 pub struct ServeArgs {
     /// Address to listen on; port 0 picks one and logs it [default: 127.0.0.1:3128]
-    #[arg(long, env = "LARDER_LISTEN", value_name = "ADDR", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "LARDER_LISTEN",
+        value_name = "ADDR",
+        value_delimiter = ','
+    )]
     pub listen: Vec<SocketAddr>,
     /// Answer from what is held; never connect upstream
     #[arg(long, env = "LARDER_OFFLINE", num_args = 0..=1, require_equals = true,
@@ -58,26 +64,100 @@ pub struct ServeArgs {
     #[arg(long, env = "LARDER_MAX_SIZE", value_name = "SIZE")]
     pub max_size: Option<Size>,
     /// A further host to intercept
-    #[arg(long, env = "LARDER_INTERCEPT", value_name = "HOST[:PORT]", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "LARDER_INTERCEPT",
+        value_name = "HOST[:PORT]",
+        value_delimiter = ','
+    )]
     pub intercept: Vec<Authority>,
     /// Providers whose archives lie on hosts that are not intercepted [default: rewrite]
     #[arg(long, env = "LARDER_THIRD_PARTY", value_name = "HOW")]
     pub third_party: Option<ThirdParty>,
     /// Connect to HOST2:PORT2 where HOST1:PORT1 is asked for, as curl does; an empty part matches any
-    #[arg(long, env = "LARDER_CONNECT_TO", value_name = "HOST1:PORT1:HOST2:PORT2", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "LARDER_CONNECT_TO",
+        value_name = "HOST1:PORT1:HOST2:PORT2",
+        value_delimiter = ','
+    )]
     pub connect_to: Vec<ConnectTo>,
     /// PEM file of further CAs to trust upstream
-    #[arg(long, env = "LARDER_UPSTREAM_CA", value_name = "FILE", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "LARDER_UPSTREAM_CA",
+        value_name = "FILE",
+        value_delimiter = ','
+    )]
     pub upstream_ca: Vec<PathBuf>,
     /// Parent proxy, http://[USER:PASSWORD@]HOST:PORT [default: HTTPS_PROXY and NO_PROXY as inherited]
-    #[arg(long, env = "LARDER_UPSTREAM_PROXY", value_name = "URL", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "LARDER_UPSTREAM_PROXY",
+        value_name = "URL",
+        hide_env_values = true
+    )]
     pub upstream_proxy: Option<Parent>,
     /// How long running downloads may go on after SIGTERM [default: 10s]
     #[arg(long, env = "LARDER_DRAIN_TIMEOUT", value_name = "TIME")]
     pub drain_timeout: Option<Period>,
     /// A name under which larder itself is reached over TLS
-    #[arg(long, env = "LARDER_HOSTNAME", value_name = "NAME", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "LARDER_HOSTNAME",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
     pub hostname: Vec<HostName>,
+}
+
+impl CommonArgs {
+    /// As arguments again, but for the data dir and the log's form.
+    pub fn to_args(&self) -> Vec<OsString> {
+        let mut args = Vec::new();
+        if let Some(config) = &self.config {
+            args.extend(["--config".into(), config.into()]);
+        }
+        args.extend((0..self.verbose).map(|_| "--verbose".into()));
+        args.extend((0..self.quiet).map(|_| "--quiet".into()));
+        args
+    }
+}
+
+impl ServeArgs {
+    /// As arguments again, but for the listener and for the parent proxy, which may hold a password.
+    pub fn to_args(&self) -> Vec<OsString> {
+        let mut args: Vec<OsString> = Vec::new();
+        if let Some(offline) = self.offline {
+            args.push(format!("--offline={offline}").into());
+        }
+        let mut add = |name: &str, value: OsString| args.extend([name.into(), value]);
+        if let Some(Size(bytes)) = self.max_size {
+            add("--max-size", bytes.to_string().into());
+        }
+        if let Some(Period(time)) = self.drain_timeout {
+            add("--drain-timeout", format!("{}ms", time.as_millis()).into());
+        }
+        if let Some(how) = self.third_party.and_then(|how| how.to_possible_value()) {
+            add("--third-party", how.get_name().into());
+        }
+        if let Some(how) = self.verify.and_then(|how| how.to_possible_value()) {
+            add("--verify", how.get_name().into());
+        }
+        for authority in &self.intercept {
+            add("--intercept", authority.to_string().into());
+        }
+        for rule in &self.connect_to {
+            add("--connect-to", rule.text.clone().into());
+        }
+        for path in &self.upstream_ca {
+            add("--upstream-ca", path.into());
+        }
+        for name in &self.hostname {
+            add("--hostname", name.to_string().into());
+        }
+        args
+    }
 }
 
 /// Everything settled.
@@ -174,7 +254,9 @@ impl File {
     }
 
     fn settle(self, common: &CommonArgs, serve: &ServeArgs) -> Result<Config, Exit> {
-        if serve.verify.map_or_else(|| self.one("verify", &self.verify), |v| Ok(Some(v)))?
+        if serve
+            .verify
+            .map_or_else(|| self.one("verify", &self.verify), |v| Ok(Some(v)))?
             == Some(Verify::Signature)
         {
             return Err(Exit::usage(
@@ -226,7 +308,9 @@ impl File {
             intercept,
             third_party: match serve.third_party {
                 Some(how) => how,
-                None => self.one("third_party", &self.third_party)?.unwrap_or_default(),
+                None => self
+                    .one("third_party", &self.third_party)?
+                    .unwrap_or_default(),
             },
             connect_to: self.many("connect_to", &serve.connect_to, &self.connect_to)?,
             upstream_ca,
@@ -388,7 +472,9 @@ impl FromStr for Period {
             "h" => 3600 * 1000,
             "d" => 24 * 3600 * 1000,
             "w" => 7 * 24 * 3600 * 1000,
-            _ => return Err("not a time; write a number and a unit, such as 30s, 15m or 7d".into()),
+            _ => {
+                return Err("not a time; write a number and a unit, such as 30s, 15m or 7d".into());
+            }
         };
         number
             .parse::<u64>()
@@ -527,6 +613,8 @@ fn parse_port(s: &str) -> Result<u16, String> {
 /// curl's `--connect-to`: where to connect instead. A part that is none matches any, or stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectTo {
+    /// As it was written
+    text: String,
     from_host: Option<HostName>,
     from_port: Option<u16>,
     to_host: Option<HostName>,
@@ -571,6 +659,7 @@ impl FromStr for ConnectTo {
         let host = |s: &str| (!s.is_empty()).then(|| s.parse()).transpose();
         let port = |s: &str| (!s.is_empty()).then(|| parse_port(s)).transpose();
         Ok(Self {
+            text: s.to_owned(),
             from_host: host(from_host)?,
             from_port: port(from_port)?,
             to_host: host(to_host)?,
@@ -582,6 +671,8 @@ impl FromStr for ConnectTo {
 /// A parent proxy. Its credentials are never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Parent {
+    /// As it was written
+    text: String,
     pub authority: Authority,
     /// User and password, decoded.
     pub credentials: Option<(String, String)>,
@@ -610,6 +701,7 @@ impl FromStr for Parent {
                 .into_owned()
         };
         Ok(Self {
+            text: s.to_owned(),
             authority: Authority::of(&url).ok_or_else(bad)?,
             credentials: (!url.username().is_empty()).then(|| {
                 (
@@ -621,6 +713,13 @@ impl FromStr for Parent {
     }
 }
 
+impl Parent {
+    /// As it was written, with the password: for a child process's environment alone.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
+
 impl fmt::Debug for Parent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "http://{}", self.authority)
@@ -628,7 +727,11 @@ impl fmt::Debug for Parent {
 }
 
 fn default_data_dir() -> Option<PathBuf> {
-    Some(directories::ProjectDirs::from("", "", "larder")?.data_dir().to_owned())
+    Some(
+        directories::ProjectDirs::from("", "", "larder")?
+            .data_dir()
+            .to_owned(),
+    )
 }
 
 fn default_config_file() -> Option<PathBuf> {
@@ -690,13 +793,23 @@ mod tests {
             let rule: ConnectTo = rule.parse().expect(rule);
             rule.apply(&asked).map(|a| a.to_string())
         };
-        assert_eq!(to("registry.example:443:127.0.0.1:9").as_deref(), Some("127.0.0.1:9"));
+        assert_eq!(
+            to("registry.example:443:127.0.0.1:9").as_deref(),
+            Some("127.0.0.1:9")
+        );
         assert_eq!(to(":::").as_deref(), Some("registry.example:443"));
         assert_eq!(to("::[::1]:9").as_deref(), Some("[::1]:9"));
         assert_eq!(to("registry.example::other:").as_deref(), Some("other:443"));
         assert_eq!(to("other:443:127.0.0.1:9"), None);
         assert_eq!(to("registry.example:80:127.0.0.1:9"), None);
-        for bad in ["", "a:1:b", "a:1:b:2:c", "a:x:b:2", "::1:1:b:2:", "a b:1:c:2"] {
+        for bad in [
+            "",
+            "a:1:b",
+            "a:1:b:2:c",
+            "a:x:b:2",
+            "::1:1:b:2:",
+            "a b:1:c:2",
+        ] {
             assert!(bad.parse::<ConnectTo>().is_err(), "{bad}");
         }
     }
@@ -712,14 +825,19 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Authority>().expect(text).to_string(), printed);
         }
-        for bad in ["", ":443", "a:", "a:0", "a:65536", "a:+1", "a/b", "a@b", "1.2.3", "a..b", "[a]", "a:1:2"] {
+        for bad in [
+            "", ":443", "a:", "a:0", "a:65536", "a:+1", "a/b", "a@b", "1.2.3", "a..b", "[a]",
+            "a:1:2",
+        ] {
             assert!(bad.parse::<Authority>().is_err(), "{bad}");
         }
     }
 
     #[test]
     fn parent_hides_its_password() {
-        let parent: Parent = "http://me:s%40cret@proxy.example:8080".parse().expect("parent");
+        let parent: Parent = "http://me:s%40cret@proxy.example:8080"
+            .parse()
+            .expect("parent");
         assert_eq!(parent.credentials, Some(("me".into(), "s@cret".into())));
         assert_eq!(format!("{parent:?}"), "http://proxy.example:8080");
     }

@@ -23,15 +23,15 @@ impl Digest {
     }
 
     /// The form in which cacache's index names content (W3C Subresource Integrity).
-    pub fn to_integrity(self) -> ssri::Integrity {
-        ssri::Integrity::from_hex(self.to_string(), ssri::Algorithm::Sha256)
+    pub fn to_integrity(self) -> cacache::Integrity {
+        cacache::Integrity::from_hex(self.to_string(), cacache::Algorithm::Sha256)
             .expect("64 hexadecimal digits are a SHA-256 integrity")
     }
 
     /// The SHA-256 among the hashes of an integrity string, if it has one.
-    pub fn from_integrity(integrity: &ssri::Integrity) -> Option<Self> {
+    pub fn from_integrity(integrity: &cacache::Integrity) -> Option<Self> {
         let (algorithm, hex) = integrity.to_hex();
-        (algorithm == ssri::Algorithm::Sha256).then(|| hex.parse().ok())?
+        (algorithm == cacache::Algorithm::Sha256).then(|| hex.parse().ok())?
     }
 }
 
@@ -93,10 +93,7 @@ impl Hasher {
 }
 
 fn nibble(c: u8) -> Result<u8, NotADigest> {
-    (c as char)
-        .to_digit(16)
-        .map(|n| n as u8)
-        .ok_or(NotADigest)
+    (c as char).to_digit(16).map(|n| n as u8).ok_or(NotADigest)
 }
 
 #[cfg(test)]

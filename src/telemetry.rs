@@ -98,21 +98,69 @@ impl Metrics {
             stored_bytes: Gauge::default(),
         };
         let r = &mut this.registry;
-        r.register("requests", "Requests by cache outcome and status", this.requests.clone());
-        r.register("cache_bytes", "Archive bytes sent to clients from the store", this.cache_bytes.clone());
-        r.register("upstream_bytes", "Archive bytes received from upstream", this.upstream_bytes.clone());
-        r.register("upstream_requests", "Requests sent upstream, by purpose", this.upstream_requests.clone());
-        r.register("archives_verified", "Archives fetched whose SHA-256 was verified", this.archives_verified.clone());
-        r.register("digest_mismatch", "Archives refused, by the source that contradicted", this.digest_mismatch.clone());
-        r.register("unverified_archives", "Archives passed through for want of any digest", this.unverified_archives.clone());
+        r.register(
+            "requests",
+            "Requests by cache outcome and status",
+            this.requests.clone(),
+        );
+        r.register(
+            "cache_bytes",
+            "Archive bytes sent to clients from the store",
+            this.cache_bytes.clone(),
+        );
+        r.register(
+            "upstream_bytes",
+            "Archive bytes received from upstream",
+            this.upstream_bytes.clone(),
+        );
+        r.register(
+            "upstream_requests",
+            "Requests sent upstream, by purpose",
+            this.upstream_requests.clone(),
+        );
+        r.register(
+            "archives_verified",
+            "Archives fetched whose SHA-256 was verified",
+            this.archives_verified.clone(),
+        );
+        r.register(
+            "digest_mismatch",
+            "Archives refused, by the source that contradicted",
+            this.digest_mismatch.clone(),
+        );
+        r.register(
+            "unverified_archives",
+            "Archives passed through for want of any digest",
+            this.unverified_archives.clone(),
+        );
         r.register("evictions", "Blobs evicted", this.evictions.clone());
-        r.register("rotten_blobs", "Blobs whose bytes no longer had their digest", this.rotten_blobs.clone());
-        r.register("resumes", "Archive downloads resumed behind the client", this.resumes.clone());
-        r.register("stale_answers", "Last good documents served because upstream failed", this.stale_answers.clone());
+        r.register(
+            "rotten_blobs",
+            "Blobs whose bytes no longer had their digest",
+            this.rotten_blobs.clone(),
+        );
+        r.register(
+            "resumes",
+            "Archive downloads resumed behind the client",
+            this.resumes.clone(),
+        );
+        r.register(
+            "stale_answers",
+            "Last good documents served because upstream failed",
+            this.stale_answers.clone(),
+        );
         r.register("fills_running", "Fills running", this.fills.clone());
         r.register("tunnels_open", "Blind tunnels open", this.tunnels.clone());
-        r.register("connections_open", "Client connections open", this.connections.clone());
-        r.register("stored_bytes", "Bytes of blobs held", this.stored_bytes.clone());
+        r.register(
+            "connections_open",
+            "Client connections open",
+            this.connections.clone(),
+        );
+        r.register(
+            "stored_bytes",
+            "Bytes of blobs held",
+            this.stored_bytes.clone(),
+        );
         this
     }
 
@@ -137,7 +185,10 @@ mod tests {
             .get_or_create(&Source { source: "sums" })
             .inc();
         let text = metrics.text();
-        assert!(text.contains("larder_digest_mismatch_total{source=\"sums\"} 1"), "{text}");
+        assert!(
+            text.contains("larder_digest_mismatch_total{source=\"sums\"} 1"),
+            "{text}"
+        );
         assert!(text.contains("larder_stored_bytes 0"), "{text}");
     }
 }

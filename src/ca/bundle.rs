@@ -1,5 +1,6 @@
 //! Roots: those the system trusts, for dialling upstream and for the bundles given to clients.
 
+use std::collections::HashSet;
 use std::env;
 use std::path::{Path, PathBuf};
 
@@ -39,19 +40,25 @@ pub fn read_pem(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 
 /// System roots, the inherited `SSL_CERT_FILE`'s, and larder's CA, each once, in PEM.
 pub fn client_bundle(ca: &CertificateDer<'static>) -> String {
-    let mut certs = match SYSTEM_FILES.iter().map(Path::new).find(|path| path.exists()) {
+    let mut certs = match SYSTEM_FILES
+        .iter()
+        .map(Path::new)
+        .find(|path| path.exists())
+    {
         Some(path) => read_pem(path).unwrap_or_default(),
         None => Vec::new(),
     };
     // Where no such file is (macOS), and where the user replaced or widened the roots.
     certs.extend(upstream_roots());
     certs.push(ca.clone());
-    let mut seen = std::collections::HashSet::new();
-    certs
-        .iter()
-        .filter(|cert| seen.insert(cert.as_ref()))
-        .map(|cert| to_pem(cert))
-        .collect()
+    let mut seen = HashSet::new();
+    let mut pem = String::new();
+    for cert in &certs {
+        if seen.insert(cert.as_ref()) {
+            pem.push_str(&to_pem(cert));
+        }
+    }
+    pem
 }
 
 /// Writes the bundle where clients of this environment can read it, and says where.
@@ -61,7 +68,10 @@ pub fn write_client_bundle(data_dir: &Path, bundle: &str) -> std::io::Result<Pat
     let inherited = env::var_os("SSL_CERT_FILE").or(env::var_os("SSL_CERT_DIR"));
     let name = match inherited {
         None => "bundle.pem".to_owned(),
-        Some(_) => format!("bundle-{}.pem", crate::digest::Digest::of(bundle.as_bytes()).short(12)),
+        Some(_) => format!(
+            "bundle-{}.pem",
+            crate::digest::Digest::of(bundle.as_bytes()).short(12)
+        ),
     };
     let path = data_dir.join("ca").join(name);
     if std::fs::read(&path).is_ok_and(|held| held == bundle.as_bytes()) {

@@ -159,7 +159,9 @@ impl Ca {
         params.distinguished_name = DistinguishedName::new();
         // A common name is at most 64 characters (RFC 5280 appendix A.1); clients read the SAN.
         if name.as_str().len() <= 64 {
-            params.distinguished_name.push(DnType::CommonName, name.as_str());
+            params
+                .distinguished_name
+                .push(DnType::CommonName, name.as_str());
         }
         params.subject_alt_names = vec![match name.ip() {
             Some(ip) => SanType::IpAddress(ip),
@@ -201,10 +203,13 @@ struct Permitted {
 impl Permitted {
     /// None where the certificate is unconstrained in DNS names or in addresses.
     fn of(cert: &X509Certificate<'_>) -> Option<Self> {
-        let constraints = cert.extensions().iter().find_map(|ext| match ext.parsed_extension() {
-            ParsedExtension::NameConstraints(c) => Some(c),
-            _ => None,
-        })?;
+        let constraints =
+            cert.extensions()
+                .iter()
+                .find_map(|ext| match ext.parsed_extension() {
+                    ParsedExtension::NameConstraints(c) => Some(c),
+                    _ => None,
+                })?;
         let mut this = Self {
             dns: Vec::new(),
             ips: Vec::new(),
@@ -361,14 +366,21 @@ fn root_params(names: &[HostName], common_name: &str) -> Result<CertificateParam
     let mut params = CertificateParams::default();
     params.not_before = now - BACKDATE;
     params.not_after = now + CA_LIFETIME;
-    params.serial_number = Some(random_serial(&rustls::crypto::aws_lc_rs::default_provider())?);
+    params.serial_number = Some(random_serial(
+        &rustls::crypto::aws_lc_rs::default_provider(),
+    )?);
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, common_name);
+    params
+        .distinguished_name
+        .push(DnType::CommonName, common_name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let mut permitted = vec![
         GeneralSubtree::DnsName("localhost".into()),
-        GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(IpAddr::from([127, 0, 0, 1]), 32)),
+        GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(
+            IpAddr::from([127, 0, 0, 1]),
+            32,
+        )),
         GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(
             IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
             128,
@@ -429,10 +441,24 @@ mod tests {
     fn permits_what_it_is_constrained_to_and_below() {
         let dir = tempfile::tempdir().unwrap();
         let ca = Ca::open_or_create(dir.path(), &[name("a.example"), name("10.0.0.7")]).unwrap();
-        for yes in ["a.example", "x.a.example", "localhost", "127.0.0.1", "::1", "10.0.0.7"] {
+        for yes in [
+            "a.example",
+            "x.a.example",
+            "localhost",
+            "127.0.0.1",
+            "::1",
+            "10.0.0.7",
+        ] {
             assert!(ca.permits(&name(yes)), "{yes}");
         }
-        for no in ["example", "ba.example", "b.example", "127.0.0.2", "10.0.0.8", "::2"] {
+        for no in [
+            "example",
+            "ba.example",
+            "b.example",
+            "127.0.0.2",
+            "10.0.0.8",
+            "::2",
+        ] {
             assert!(!ca.permits(&name(no)), "{no}");
         }
     }

@@ -170,8 +170,17 @@ mod tests {
     fn a_real_document_reads() {
         let download = Download::parse(&base(), REAL).unwrap();
         assert_eq!(download.archive.host_str(), Some("releases.hashicorp.com"));
-        assert_eq!(download.filename, "terraform-provider-random_3.4.3_linux_amd64.zip");
-        assert!(download.signature.unwrap().path().ends_with(".72D7468F.sig"));
+        assert_eq!(
+            download.filename,
+            "terraform-provider-random_3.4.3_linux_amd64.zip"
+        );
+        assert!(
+            download
+                .signature
+                .unwrap()
+                .path()
+                .ends_with(".72D7468F.sig")
+        );
         assert!(check(Kind::Download, &base(), REAL).is_ok());
     }
 
@@ -179,8 +188,14 @@ mod tests {
     fn relative_urls_resolve_against_the_document() {
         let body = br#"{"download_url":"../../../files/a.zip","shasums_url":"/sums","shasum":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}"#;
         let download = Download::parse(&base(), body).unwrap();
-        assert_eq!(download.archive.path(), "/v1/providers/hashicorp/random/files/a.zip");
-        assert_eq!(download.sums.unwrap().as_str(), "https://registry.terraform.io/sums");
+        assert_eq!(
+            download.archive.path(),
+            "/v1/providers/hashicorp/random/files/a.zip"
+        );
+        assert_eq!(
+            download.sums.unwrap().as_str(),
+            "https://registry.terraform.io/sums"
+        );
         assert_eq!(download.filename, "a.zip");
     }
 
@@ -193,7 +208,12 @@ mod tests {
             serde_json::from_slice(&written).unwrap(),
         );
         for key in URL_KEYS {
-            assert!(new[key].as_str().unwrap().starts_with("https://x/terraform-provider-random"));
+            assert!(
+                new[key]
+                    .as_str()
+                    .unwrap()
+                    .starts_with("https://x/terraform-provider-random")
+            );
             old[key] = new[key].clone();
         }
         assert_eq!(old, new);

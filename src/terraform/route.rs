@@ -38,7 +38,10 @@ impl Kind {
 
     /// Whether it lists versions, which must not be kept from users for long.
     pub fn is_version_list(self) -> bool {
-        matches!(self, Self::VersionList | Self::ModuleVersions | Self::ReleaseIndex)
+        matches!(
+            self,
+            Self::VersionList | Self::ModuleVersions | Self::ReleaseIndex
+        )
     }
 }
 
@@ -89,7 +92,10 @@ pub fn check_path(path: &str) -> Result<(), &'static str> {
         if segment.is_empty() && i + 1 < segments.len() {
             return Err("holds an empty segment");
         }
-        if decoded.iter().any(|b| matches!(b, b'/' | b'\\' | 0..=0x1f | 0x7f)) {
+        if decoded
+            .iter()
+            .any(|b| matches!(b, b'/' | b'\\' | 0..=0x1f | 0x7f))
+        {
             return Err("holds a backslash, an encoded slash or a control character");
         }
         if percent_decode_str(&String::from_utf8_lossy(&decoded)).any(|b| matches!(b, b'/' | b'\\'))
@@ -125,7 +131,11 @@ pub fn sums_beside(archive: &Url) -> Option<Url> {
 
 /// The last segment of a URL's path, decoded: the name by which SHA256SUMS know the file.
 pub fn file_name(url: &Url) -> String {
-    decode(url.path_segments().and_then(|mut s| s.next_back()).unwrap_or_default())
+    decode(
+        url.path_segments()
+            .and_then(|mut s| s.next_back())
+            .unwrap_or_default(),
+    )
 }
 
 /// `NAME_VERSION` of `NAME_VERSION_OS_ARCH`.
@@ -156,13 +166,19 @@ mod tests {
             ("/v1/providers/hashicorp/aws/versions", Kind::VersionList),
             ("/v1/providers/-/aws/versions", Kind::VersionList),
             ("/api/registry/v1/providers/a/b/versions", Kind::VersionList),
-            ("/v1/providers/hashicorp/aws/5.0.0/download/linux/amd64", Kind::Download),
+            (
+                "/v1/providers/hashicorp/aws/5.0.0/download/linux/amd64",
+                Kind::Download,
+            ),
             ("/v1/modules/a/b/c/versions", Kind::ModuleVersions),
             ("/v1/modules/a/b/c/1.0.0/download", Kind::Other),
             ("/terraform/index.json", Kind::ReleaseIndex),
             ("/terraform/1.9.0/terraform_1.9.0_SHA256SUMS", Kind::Sums),
             ("/t/1/t_1_SHA256SUMS.72D7468F.sig", Kind::Signature),
-            ("/terraform/1.9.0/terraform_1.9.0_linux_amd64.zip", Kind::Archive),
+            (
+                "/terraform/1.9.0/terraform_1.9.0_linux_amd64.zip",
+                Kind::Archive,
+            ),
             ("/vault/1.0.0/vault_1.0.0-1_amd64.deb", Kind::Archive),
             ("/terraform/", Kind::Other),
             ("/", Kind::Other),
@@ -174,12 +190,31 @@ mod tests {
     #[test]
     fn tricks_are_refused() {
         for bad in [
-            "", "a", "/a/../b", "/a/%2e%2E/b", "/a/.%2e", "/.", "//a", "/a//b", "/a\\b", "/a%5cb",
-            "/a%2fb", "/a%00b", "/a%252fb", "/a/%0a",
+            "",
+            "a",
+            "/a/../b",
+            "/a/%2e%2E/b",
+            "/a/.%2e",
+            "/.",
+            "//a",
+            "/a//b",
+            "/a\\b",
+            "/a%5cb",
+            "/a%2fb",
+            "/a%00b",
+            "/a%252fb",
+            "/a/%0a",
         ] {
             assert!(check_path(bad).is_err(), "{bad}");
         }
-        for good in ["/", "/a/", "/a.b/..c", "/a%20b", "/vault/1.0.0+ent", "/v/1.0.0%2Bent"] {
+        for good in [
+            "/",
+            "/a/",
+            "/a.b/..c",
+            "/a%20b",
+            "/vault/1.0.0+ent",
+            "/v/1.0.0%2Bent",
+        ] {
             assert_eq!(check_path(good), Ok(()), "{good}");
         }
     }
@@ -187,18 +222,32 @@ mod tests {
     #[test]
     fn sums_lie_where_publishers_put_them() {
         for (archive, sums) in [
-            ("https://r/terraform/1.9.0/terraform_1.9.0_linux_amd64.zip",
-             Some("https://r/terraform/1.9.0/terraform_1.9.0_SHA256SUMS")),
-            ("https://g/o/r/releases/download/v1.2.3/terraform-provider-a_b_1.2.3_linux_amd64.zip?x=1",
-             Some("https://g/o/r/releases/download/v1.2.3/terraform-provider-a_b_1.2.3_SHA256SUMS")),
-            ("https://r/vagrant/2.4.0/vagrant_2.4.0-1_amd64.deb",
-             Some("https://r/vagrant/2.4.0/vagrant_2.4.0_SHA256SUMS")),
-            ("https://r/vault/1.0.0+ent/vault_1.0.0+ent_linux_amd64.zip",
-             Some("https://r/vault/1.0.0+ent/vault_1.0.0+ent_SHA256SUMS")),
+            (
+                "https://r/terraform/1.9.0/terraform_1.9.0_linux_amd64.zip",
+                Some("https://r/terraform/1.9.0/terraform_1.9.0_SHA256SUMS"),
+            ),
+            (
+                "https://g/o/r/releases/download/v1.2.3/terraform-provider-a_b_1.2.3_linux_amd64.zip?x=1",
+                Some(
+                    "https://g/o/r/releases/download/v1.2.3/terraform-provider-a_b_1.2.3_SHA256SUMS",
+                ),
+            ),
+            (
+                "https://r/vagrant/2.4.0/vagrant_2.4.0-1_amd64.deb",
+                Some("https://r/vagrant/2.4.0/vagrant_2.4.0_SHA256SUMS"),
+            ),
+            (
+                "https://r/vault/1.0.0+ent/vault_1.0.0+ent_linux_amd64.zip",
+                Some("https://r/vault/1.0.0+ent/vault_1.0.0+ent_SHA256SUMS"),
+            ),
             ("https://r/modules/main.zip", None),
         ] {
             let url = Url::parse(archive).expect(archive);
-            assert_eq!(sums_beside(&url).as_ref().map(Url::as_str), sums, "{archive}");
+            assert_eq!(
+                sums_beside(&url).as_ref().map(Url::as_str),
+                sums,
+                "{archive}"
+            );
         }
     }
 

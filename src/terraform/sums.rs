@@ -61,23 +61,28 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const REAL: &[u8] =
-        include_bytes!("../../tests/data/terraform-provider-null_3.1.0_SHA256SUMS");
+    const REAL: &[u8] = include_bytes!("../../tests/data/terraform-provider-null_3.1.0_SHA256SUMS");
 
     #[test]
     fn a_real_document_reads() {
         let sums = Sums::parse(REAL).expect("parses");
         assert_eq!(
             sums.digest_of("terraform-provider-null_3.1.0_darwin_amd64.zip"),
-            "fea4227271ebf7d9e2b61b89ce2328c7262acd9fd190e1fd6d15a591abfa848e".parse().ok()
+            "fea4227271ebf7d9e2b61b89ce2328c7262acd9fd190e1fd6d15a591abfa848e"
+                .parse()
+                .ok()
         );
-        assert_eq!(sums.digest_of("terraform-provider-null_3.1.0_darwin_amd64"), None);
+        assert_eq!(
+            sums.digest_of("terraform-provider-null_3.1.0_darwin_amd64"),
+            None
+        );
     }
 
     #[test]
     fn line_ends_blanks_and_marks_do_not_matter_and_torn_lines_name_nothing() {
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
-        let text = format!("\r\n{a}  x.zip\r\n\n{a} *y.zip\nnonsense\n{a}  z.zip\n{b}  z.zip\n{b}  w.zip");
+        let text =
+            format!("\r\n{a}  x.zip\r\n\n{a} *y.zip\nnonsense\n{a}  z.zip\n{b}  z.zip\n{b}  w.zip");
         let sums = Sums::parse(text.as_bytes()).expect("parses");
         assert_eq!(sums.digest_of("x.zip"), Some(a));
         assert_eq!(sums.digest_of("y.zip"), Some(a));

@@ -45,7 +45,9 @@ impl Dialer {
         if self.offline {
             return Err(Error::new(
                 Kind::Offline,
-                format!("{asked} was not connected to: larder is offline; start it without --offline"),
+                format!(
+                    "{asked} was not connected to: larder is offline; start it without --offline"
+                ),
             ));
         }
         timeout(CONNECT_TIMEOUT, self.dial_unbounded(asked))
@@ -100,7 +102,9 @@ impl Dialer {
             if self.is_own(address) {
                 refused = Some(Error::new(
                     Kind::Loop,
-                    format!("{asked} leads to {address}, which is larder itself; mend DNS, /etc/hosts or --connect-to"),
+                    format!(
+                        "{asked} leads to {address}, which is larder itself; mend DNS, /etc/hosts or --connect-to"
+                    ),
                 ));
             } else if let Some(Err(what)) = guard.map(|reach| judge(address.ip(), reach)) {
                 refused = Some(prohibited(asked, address.ip(), what));
@@ -113,7 +117,11 @@ impl Dialer {
         });
         let count = allowed.len();
         for (i, address) in allowed.into_iter().enumerate() {
-            let patience = if i + 1 < count { ADDRESS_TIMEOUT } else { CONNECT_TIMEOUT };
+            let patience = if i + 1 < count {
+                ADDRESS_TIMEOUT
+            } else {
+                CONNECT_TIMEOUT
+            };
             match timeout(patience, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
                     // Without it, small requests wait for the peer's delayed acknowledgement.
@@ -123,7 +131,9 @@ impl Dialer {
                 Ok(Err(e)) => {
                     last = Error::new(
                         Kind::ConnectFailed,
-                        format!("{asked} cannot be connected to at {address}: {e}; check the network"),
+                        format!(
+                            "{asked} cannot be connected to at {address}: {e}; check the network"
+                        ),
                     );
                 }
                 Err(_) => {
@@ -163,7 +173,10 @@ async fn resolve(target: &Authority) -> Result<Vec<SocketAddr>, Error> {
         .map_err(|e| {
             Error::new(
                 Kind::Dns,
-                format!("{} cannot be resolved: {e}; check the name and DNS", target.host),
+                format!(
+                    "{} cannot be resolved: {e}; check the name and DNS",
+                    target.host
+                ),
             )
         })
 }
@@ -171,7 +184,9 @@ async fn resolve(target: &Authority) -> Result<Vec<SocketAddr>, Error> {
 fn prohibited(asked: &Authority, ip: IpAddr, what: &str) -> Error {
     Error::new(
         Kind::ProhibitedAddress,
-        format!("{asked} leads to {ip}, {what}, where larder does not connect; name it with --connect-to or --intercept if it is meant"),
+        format!(
+            "{asked} leads to {ip}, {what}, where larder does not connect; name it with --connect-to or --intercept if it is meant"
+        ),
     )
 }
 
@@ -184,7 +199,10 @@ async fn connect_through(
     let failed = |why: String| {
         Error::new(
             Kind::ConnectFailed,
-            format!("parent proxy {}: {why} for {asked}; check --upstream-proxy", parent.authority),
+            format!(
+                "parent proxy {}: {why} for {asked}; check --upstream-proxy",
+                parent.authority
+            ),
         )
     };
     let mut request = format!("CONNECT {asked} HTTP/1.1\r\nHost: {asked}\r\n");
@@ -229,7 +247,8 @@ impl NoProxy {
     }
 
     pub fn covers(&self, asked: &Authority) -> bool {
-        if asked.host.as_str() == "localhost" || asked.host.ip().is_some_and(|ip| ip.is_loopback()) {
+        if asked.host.as_str() == "localhost" || asked.host.ip().is_some_and(|ip| ip.is_loopback())
+        {
             return true;
         }
         self.0.iter().any(|entry| {
@@ -263,7 +282,14 @@ mod tests {
     fn no_proxy_covers_names_below_addresses_and_ports() {
         let list = NoProxy::parse("corp.example, .dot.example,10.0.0.1,port.example:8443");
         let covers = |s: &str| list.covers(&s.parse().unwrap());
-        for yes in ["corp.example", "a.corp.example", "x.dot.example", "10.0.0.1", "port.example:8443", "localhost"] {
+        for yes in [
+            "corp.example",
+            "a.corp.example",
+            "x.dot.example",
+            "10.0.0.1",
+            "port.example:8443",
+            "localhost",
+        ] {
             assert!(covers(yes), "{yes}");
         }
         for no in ["ecorp.example", "example", "10.0.0.2", "port.example"] {
@@ -299,7 +325,10 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let mut dialer = dialer("127.0.0.1:1".parse().unwrap());
         let asked: Authority = format!("localhost:{port}").parse().unwrap();
-        assert_eq!(dialer.dial(&asked).await.unwrap_err().kind(), Kind::ProhibitedAddress);
+        assert_eq!(
+            dialer.dial(&asked).await.unwrap_err().kind(),
+            Kind::ProhibitedAddress
+        );
         dialer.configured.push(asked.clone());
         assert!(dialer.dial(&asked).await.is_ok());
     }

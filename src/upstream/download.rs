@@ -48,8 +48,10 @@ pub struct Download {
 pub struct Source {
     /// The stable URL: redirects start from it each time.
     pub url: Url,
-    /// Credentials and other headers to send.
+    /// Headers to send.
     pub headers: HeaderMap,
+    /// Whether the headers hold one client's credentials.
+    pub private: bool,
 }
 
 /// What the first answer said.
@@ -65,6 +67,14 @@ pub enum Opened {
     Archive(Box<Download>),
     /// Upstream answered otherwise: an error status, as it stands.
     Refused(Response<Incoming>),
+}
+
+/// What a download comes to next.
+pub enum Step {
+    Bytes(Bytes),
+    /// The body stopped short (or was not asked for yet): [`Download::mend`] goes on.
+    Cut(Option<Error>),
+    End,
 }
 
 impl Download {
@@ -114,48 +124,67 @@ impl Download {
         &self.head
     }
 
+    pub fn url(&self) -> &Url {
+        &self.source.url
+    }
+
+    /// The headers that hold credentials; empty where there are none.
+    pub fn credentials(&self) -> HeaderMap {
+        match self.source.private {
+            true => self.source.headers.clone(),
+            false => HeaderMap::new(),
+        }
+    }
+
     pub fn position(&self) -> u64 {
         self.position
     }
 
-    /// The next bytes, or none at the end. `taken` hashes all bytes up to here; it is asked for
-    /// only if the download must start over.
+    /// What comes next. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Result<Step, Error> {
+        if let Some(bytes) = self.pending.take() {
+            return self.take(bytes).map(Step::Bytes);
+        }
+        let Some(body) = &mut self.body else {
+            return Ok(Step::Cut(None));
+        };
+        let cause = match chunk(body, IDLE, &self.source.url).await {
+            Ok(Some(bytes)) => return self.take(bytes).map(Step::Bytes),
+            Ok(None) if self.is_whole() => return Ok(Step::End),
+            Ok(None) => Error::new(
+                Kind::Incomplete,
+                format!("{}: ended early", shown_url(&self.source.url)),
+            ),
+            Err(e) => e,
+        };
+        self.body = None;
+        Ok(Step::Cut(Some(cause)))
+    }
+
+    /// Goes on after a cut. `taken` has hashed all bytes up to here.
     ///
     /// # Errors
-    /// When mending failed: upstream is gone, or sends other bytes than before.
-    pub async fn next<F>(&mut self, mut taken: F) -> Result<Option<Bytes>, Error>
-    where
-        F: FnMut() -> Hasher,
-    {
+    /// When there is no going on: upstream is gone, or sends other bytes than before.
+    pub async fn mend(&mut self, cause: Option<Error>, taken: &Hasher) -> Result<(), Error> {
+        if let Some(cause) = cause {
+            if !cause.is_transient() || self.mends == ALL_MENDS || self.fruitless == FRUITLESS_MENDS
+            {
+                return Err(cause);
+            }
+            tracing::info!(url = %shown_url(&self.source.url), at = self.position, %cause, "resuming");
+            self.mends += 1;
+            self.fruitless += 1;
+            METRICS.resumes.inc();
+        }
         loop {
-            if let Some(bytes) = self.pending.take() {
-                return self.take(bytes).map(Some);
-            }
-            let cause = match &mut self.body {
-                None => None,
-                Some(body) => match chunk(body, IDLE, &self.source.url).await {
-                    Ok(Some(bytes)) => return self.take(bytes).map(Some),
-                    Ok(None) if self.is_whole() => return Ok(None),
-                    Ok(None) => Some(Error::new(
-                        Kind::Incomplete,
-                        format!("{}: ended early", shown_url(&self.source.url)),
-                    )),
-                    Err(e) => Some(e),
-                },
-            };
-            self.body = None;
-            if let Some(cause) = cause {
-                if !cause.is_transient() || self.mends == ALL_MENDS || self.fruitless == FRUITLESS_MENDS {
-                    return Err(cause);
+            match self.resume(taken).await {
+                Ok(body) => {
+                    self.body = Some(body);
+                    return Ok(());
                 }
-                tracing::info!(url = %shown_url(&self.source.url), at = self.position, %cause, "resuming");
-                self.mends += 1;
-                self.fruitless += 1;
-                METRICS.resumes.inc();
-            }
-            match self.resume(&mut taken).await {
-                Ok(body) => self.body = Some(body),
-                Err(e) if e.is_transient() && self.fruitless < FRUITLESS_MENDS => self.fruitless += 1,
+                Err(e) if e.is_transient() && self.fruitless < FRUITLESS_MENDS => {
+                    self.fruitless += 1;
+                }
                 Err(e) => return Err(e),
             }
         }
@@ -172,14 +201,20 @@ impl Download {
     }
 
     fn is_whole(&self) -> bool {
-        self.head.length.is_none_or(|length| length == self.position)
+        self.head
+            .length
+            .is_none_or(|length| length == self.position)
     }
 
     /// A body that stands at `position`.
-    async fn resume(&mut self, taken: &mut impl FnMut() -> Hasher) -> Result<Incoming, Error> {
+    async fn resume(&mut self, taken: &Hasher) -> Result<Incoming, Error> {
         if let Some(validator) = self.validator().filter(|_| self.position > 0) {
-            let response =
-                request(&self.upstream, &self.source, Some((self.position, validator))).await?;
+            let response = request(
+                &self.upstream,
+                &self.source,
+                Some((self.position, validator)),
+            )
+            .await?;
             match response.status() {
                 StatusCode::PARTIAL_CONTENT if self.fits(response.headers()) => {
                     return Ok(response.into_body());
@@ -201,7 +236,7 @@ impl Download {
     async fn start_over(
         &mut self,
         response: Response<Incoming>,
-        taken: &mut impl FnMut() -> Hasher,
+        taken: &Hasher,
     ) -> Result<Incoming, Error> {
         if let (Some(old), Some(new)) = (self.head.length, length(response.headers())) {
             if old != new {
@@ -230,8 +265,8 @@ impl Download {
         Ok(body)
     }
 
-    fn proven(&self, again: &Hasher, taken: &mut impl FnMut() -> Hasher) -> Result<(), Error> {
-        if again.so_far() == taken().so_far() {
+    fn proven(&self, again: &Hasher, taken: &Hasher) -> Result<(), Error> {
+        if again.so_far() == taken.so_far() {
             return Ok(());
         }
         Err(self.changed("has other bytes now"))
@@ -277,7 +312,10 @@ impl Download {
     fn changed(&self, how: &str) -> Error {
         Error::new(
             Kind::Contradiction,
-            format!("{}: changed while it was downloaded: it {how}; try again", shown_url(&self.source.url)),
+            format!(
+                "{}: changed while it was downloaded: it {how}; try again",
+                shown_url(&self.source.url)
+            ),
         )
     }
 }
@@ -339,7 +377,14 @@ mod tests {
         };
         assert_eq!(read("bytes 5-9/10"), Some((5, 9, Some(10))));
         assert_eq!(read("bytes 5-9/*"), Some((5, 9, None)));
-        for bad in ["5-9/10", "bytes 9-5/10", "bytes 5-10/10", "bytes */10", "bytes 5-9", "bytes a-b/c"] {
+        for bad in [
+            "5-9/10",
+            "bytes 9-5/10",
+            "bytes 5-10/10",
+            "bytes */10",
+            "bytes 5-9",
+            "bytes a-b/c",
+        ] {
             assert_eq!(read(bad), None, "{bad}");
         }
     }

@@ -68,7 +68,10 @@ impl Upstream {
         let mut store = RootCertStore::empty();
         let (_, unreadable) = store.add_parsable_certificates(roots);
         if unreadable > 0 {
-            tracing::debug!(unreadable, "some roots are of a form that is not understood");
+            tracing::debug!(
+                unreadable,
+                "some roots are of a form that is not understood"
+            );
         }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut tls = ClientConfig::builder_with_provider(provider)
@@ -110,7 +113,10 @@ impl Upstream {
             .headers_mut()
             .append(VIA, HeaderValue::from_static("1.1 larder"));
         let what = shown(request.uri());
-        METRICS.upstream_requests.get_or_create(&Why { purpose }).inc();
+        METRICS
+            .upstream_requests
+            .get_or_create(&Why { purpose })
+            .inc();
         match timeout_at(deadline, self.client.request(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(e)) => Err(explain(&what, &e)),
@@ -185,7 +191,11 @@ pub async fn chunk(
             Err(_) => {
                 return Err(Error::new(
                     Kind::Timeout,
-                    format!("{}: upstream sent nothing for {} s", shown_url(what), idle.as_secs()),
+                    format!(
+                        "{}: upstream sent nothing for {} s",
+                        shown_url(what),
+                        idle.as_secs()
+                    ),
                 ));
             }
         };

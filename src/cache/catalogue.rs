@@ -1,0 +1,224 @@
+//! What documents said of archives: which digest a URL should have, and which URLs a registry
+//! named. In memory; rebuilt from the kept documents at the start.
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+
+use url::Url;
+
+use super::url_key;
+use crate::digest::Digest;
+use crate::terraform::registry::Download;
+use crate::terraform::route::{Kind, OWN_PREFIX, file_name};
+
+/// Names kept of documents that have since been replaced.
+const NAMED_LIMIT: usize = 200_000;
+
+/// The catalogue of one process.
+#[derive(Default)]
+pub struct Catalogue {
+    inner: RwLock<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// By document
+    documents: HashMap<String, (String, Arc<Download>)>,
+    /// By archive: the documents that name it
+    archives: HashMap<String, Vec<Claim>>,
+    /// By registry host and token
+    named: HashMap<(String, String), Named>,
+}
+
+/// A document's word on an archive.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The key of the document
+    pub document: String,
+    pub download: Arc<Download>,
+}
+
+/// A URL that a registry's document named, and what lies there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Named {
+    pub url: Url,
+    pub kind: Kind,
+}
+
+impl Catalogue {
+    /// Takes note of a download document of `registry` (its authority as in URLs).
+    pub fn learn(&self, document: &str, registry: &str, download: &Arc<Download>) {
+        let mut inner = self.write();
+        inner.drop_claims(document);
+        inner.add(document, registry, download);
+        if inner.named.len() > NAMED_LIMIT {
+            inner.named.clear();
+            let documents: Vec<_> = inner.documents.clone().into_iter().collect();
+            for (document, (registry, download)) in documents {
+                inner.drop_claims(&document);
+                inner.add(&document, &registry, &download);
+            }
+        }
+    }
+
+    /// The document is no longer kept.
+    pub fn forget(&self, document: &str) {
+        let mut inner = self.write();
+        inner.drop_claims(document);
+        if let Some((registry, download)) = inner.documents.remove(document) {
+            for (url, _) in urls_of(&download) {
+                inner.named.remove(&(registry.clone(), token(url)));
+            }
+        }
+    }
+
+    /// Which documents name the archive.
+    pub fn claims(&self, archive_key: &str) -> Vec<Claim> {
+        self.read()
+            .archives
+            .get(archive_key)
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    /// What a path that [`own_path`] made on `registry` stands for.
+    pub fn named(&self, registry: &str, path: &str) -> Option<Named> {
+        let (token, file) = path.strip_prefix(OWN_PREFIX)?.split_once('/')?;
+        let named = self
+            .read()
+            .named
+            .get(&(registry.to_owned(), token.to_owned()))
+            .cloned()?;
+        (last_segment(&named.url) == file).then_some(named)
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Inner> {
+        self.inner.write().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl Inner {
+    fn add(&mut self, document: &str, registry: &str, download: &Arc<Download>) {
+        for (url, kind) in urls_of(download) {
+            let named = Named {
+                url: url.clone(),
+                kind,
+            };
+            self.named.insert((registry.to_owned(), token(url)), named);
+        }
+        self.archives
+            .entry(url_key(&download.archive))
+            .or_default()
+            .push(Claim {
+                document: document.to_owned(),
+                download: download.clone(),
+            });
+        self.documents
+            .insert(document.to_owned(), (registry.to_owned(), download.clone()));
+    }
+
+    fn drop_claims(&mut self, document: &str) {
+        let Some((_, download)) = self.documents.get(document) else {
+            return;
+        };
+        let key = url_key(&download.archive);
+        if let Some(claims) = self.archives.get_mut(&key) {
+            claims.retain(|claim| claim.document != document);
+            if claims.is_empty() {
+                self.archives.remove(&key);
+            }
+        }
+    }
+}
+
+/// The path on a registry host that stands for a URL elsewhere. It tells nothing of the URL's
+/// query, and cannot be made up: it must have been named.
+pub fn own_path(url: &Url) -> String {
+    format!("{OWN_PREFIX}{}/{}", token(url), last_segment(url))
+}
+
+fn token(url: &Url) -> String {
+    Digest::of(url.as_str().as_bytes()).short(32)
+}
+
+fn last_segment(url: &Url) -> String {
+    let raw = url.path_segments().and_then(|mut s| s.next_back());
+    // Paths with encoded slashes are refused; such a file gets the name that says nothing.
+    match raw {
+        Some(raw) if !raw.is_empty() && !file_name(url).contains(['/', '\\', '%']) => {
+            raw.to_owned()
+        }
+        _ => "file".to_owned(),
+    }
+}
+
+fn urls_of(download: &Download) -> impl Iterator<Item = (&Url, Kind)> {
+    let sums = download.sums.iter().map(|url| (url, Kind::Sums));
+    let signature = download.signature.iter().map(|url| (url, Kind::Signature));
+    std::iter::once((&download.archive, Kind::Archive))
+        .chain(sums)
+        .chain(signature)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn download(archive: &str, shasum: &str) -> Arc<Download> {
+        Arc::new(Download {
+            archive: Url::parse(archive).unwrap(),
+            sums: Some(Url::parse("https://g.example/d/SHA256SUMS").unwrap()),
+            signature: None,
+            filename: "a.zip".into(),
+            shasum: Digest::of(shasum.as_bytes()).to_string(),
+        })
+    }
+
+    #[test]
+    fn only_what_a_registry_named_is_found_and_only_there() {
+        let catalogue = Catalogue::default();
+        let named = download("https://g.example/d/a.zip?x=1", "1");
+        catalogue.learn("doc", "registry.example", &named);
+        let path = own_path(&named.archive);
+        assert!(!path.contains("x=1") && path.ends_with("/a.zip"));
+        assert_eq!(
+            catalogue.named("registry.example", &path),
+            Some(Named {
+                url: named.archive.clone(),
+                kind: Kind::Archive
+            })
+        );
+        assert_eq!(catalogue.named("other.example", &path), None);
+        assert_eq!(
+            catalogue.named("registry.example", &path.replace("a.zip", "b.zip")),
+            None
+        );
+        let made_up = Url::parse("https://evil.example/a.zip").unwrap();
+        assert_eq!(
+            catalogue.named("registry.example", &own_path(&made_up)),
+            None
+        );
+    }
+
+    #[test]
+    fn a_replaced_document_changes_its_claim_and_keeps_its_old_paths() {
+        let catalogue = Catalogue::default();
+        let (old, new) = (
+            download("https://g/a.zip", "1"),
+            download("https://g/b.zip", "2"),
+        );
+        catalogue.learn("doc", "r", &old);
+        catalogue.learn("doc", "r", &new);
+        assert!(catalogue.claims(&url_key(&old.archive)).is_empty());
+        assert_eq!(catalogue.claims(&url_key(&new.archive)).len(), 1);
+        assert!(catalogue.named("r", &own_path(&old.archive)).is_some());
+        catalogue.forget("doc");
+        assert!(catalogue.claims(&url_key(&new.archive)).is_empty());
+        assert!(catalogue.named("r", &own_path(&new.archive)).is_none());
+    }
+}

@@ -1,0 +1,262 @@
+//! Which digest an archive should have, by every source that is known.
+
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use hyper::header::{ACCEPT, HeaderMap, HeaderValue};
+use url::Url;
+
+use super::metadata::{Answer, Metadata, Wish};
+use super::url_key;
+use crate::digest::Digest;
+use crate::error::{Error, Kind as ErrorKind};
+use crate::store::Store;
+use crate::terraform::route::{Kind, file_name, sums_beside};
+use crate::terraform::sums::Sums;
+use crate::upstream::shown_url;
+
+/// A source's word.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Word {
+    /// None: sums that do not list the file
+    pub digest: Option<Digest>,
+    pub origin: Origin,
+    /// The key of the document, or of the archive itself
+    pub key: String,
+}
+
+/// What kind of source spoke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Document,
+    Sums,
+    Earlier,
+}
+
+impl Origin {
+    /// For metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Document => "registry_document",
+            Self::Sums => "sha256sums",
+            Self::Earlier => "earlier_download",
+        }
+    }
+}
+
+impl std::fmt::Display for Word {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.origin {
+            Origin::Document => write!(f, "registry document {}", self.key),
+            Origin::Sums => write!(f, "SHA256SUMS {}", self.key),
+            Origin::Earlier => write!(f, "an earlier verified download of {}", self.key),
+        }
+    }
+}
+
+/// What all known sources together say.
+#[derive(Clone, Debug)]
+pub enum Expected {
+    /// They agree, at least one of them.
+    Known(Digest, Vec<Word>),
+    /// Nobody was heard yet.
+    Unknown,
+    /// Two contradict each other, or sums are known that lack the file.
+    Contradiction(Vec<Word>, String),
+}
+
+/// What is known after looking everywhere.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    Known(Digest, Vec<Word>),
+    /// There are no sums: upstream says so (404, 403 or 410), or the name has no place for any.
+    NoneToBeHad,
+    Contradiction(Vec<Word>, String),
+    /// It could not be learnt.
+    Failed(Error),
+}
+
+/// The sources of digests.
+#[derive(Clone)]
+pub struct Sources {
+    pub metadata: Arc<Metadata>,
+    pub store: Arc<Store>,
+}
+
+impl Sources {
+    /// What is known of `archive` without asking anybody.
+    pub async fn expected(&self, archive: &Url) -> Expected {
+        let key = url_key(archive);
+        let mut words = Vec::new();
+        let mut sums_urls: Vec<(Url, String)> = Vec::new();
+        for claim in self.metadata.catalogue().claims(&key) {
+            words.push(Word {
+                digest: claim.download.digest(),
+                origin: Origin::Document,
+                key: claim.document.clone(),
+            });
+            if let Some(sums) = &claim.download.sums {
+                sums_urls.push((sums.clone(), claim.download.filename.clone()));
+            }
+        }
+        if let Some(beside) = sums_beside(archive) {
+            sums_urls.push((beside, file_name(archive)));
+        }
+        sums_urls.sort();
+        sums_urls.dedup();
+        for (url, name) in &sums_urls {
+            let Some(sums) = self.metadata.held_sums(url).await else {
+                continue;
+            };
+            words.push(Word {
+                digest: sums.digest_of(name),
+                origin: Origin::Sums,
+                key: url_key(url),
+            });
+        }
+        if let Some(digest) = self.store.find(&key) {
+            words.push(Word {
+                digest: Some(digest),
+                origin: Origin::Earlier,
+                key,
+            });
+        }
+        agree(words)
+    }
+
+    /// What is known of `archive` after asking for the sums beside it, if need be.
+    ///
+    /// `credentials` of a private request are sent along, and then nothing is shared.
+    pub async fn learn(&self, archive: &Url, credentials: &HeaderMap) -> Verdict {
+        let mut expected = self.expected(archive).await;
+        if self.refresh_doubted(&expected).await {
+            expected = self.expected(archive).await;
+        }
+        match expected {
+            Expected::Known(digest, words) => return Verdict::Known(digest, words),
+            Expected::Contradiction(words, why) => return Verdict::Contradiction(words, why),
+            Expected::Unknown => {}
+        }
+        let Some(url) = sums_beside(archive) else {
+            return Verdict::NoneToBeHad;
+        };
+        if !credentials.is_empty() {
+            return self.learn_privately(archive, &url, credentials).await;
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+        let wish = Wish {
+            url: url.clone(),
+            kind: Kind::Sums,
+            headers,
+        };
+        match self.metadata.get(&wish).await {
+            Ok(Answer::Document(document, _)) => match document.status {
+                StatusCode::OK => match self.metadata.parsed(&document) {
+                    Some(sums) => self.listed(archive, &url, &sums).await,
+                    None => failed(&url, "no sums in it"),
+                },
+                StatusCode::NOT_FOUND | StatusCode::FORBIDDEN | StatusCode::GONE => {
+                    Verdict::NoneToBeHad
+                }
+                status => failed(&url, &format!("upstream answered {}", status.as_u16())),
+            },
+            Ok(Answer::TooLarge) => failed(&url, "too large to be sums"),
+            Err(e) => Verdict::Failed(e),
+        }
+    }
+
+    async fn learn_privately(&self, archive: &Url, sums: &Url, credentials: &HeaderMap) -> Verdict {
+        match self.metadata.fetch_privately(sums, credentials).await {
+            Ok((StatusCode::OK, body)) => match Sums::parse(&body) {
+                Ok(parsed) => self.listed(archive, sums, &parsed).await,
+                Err(why) => failed(sums, &why),
+            },
+            Ok((StatusCode::NOT_FOUND | StatusCode::FORBIDDEN | StatusCode::GONE, _)) => {
+                Verdict::NoneToBeHad
+            }
+            Ok((status, _)) => failed(sums, &format!("upstream answered {}", status.as_u16())),
+            Err(e) => Verdict::Failed(e),
+        }
+    }
+
+    /// The word of sums just fetched, together with whatever else is known by now.
+    async fn listed(&self, archive: &Url, url: &Url, sums: &Sums) -> Verdict {
+        let word = Word {
+            digest: sums.digest_of(&file_name(archive)),
+            origin: Origin::Sums,
+            key: url_key(url),
+        };
+        let mut words = match self.expected(archive).await {
+            Expected::Known(_, words) | Expected::Contradiction(words, _) => words,
+            Expected::Unknown => Vec::new(),
+        };
+        if !words.contains(&word) {
+            words.push(word);
+        }
+        match agree(words) {
+            Expected::Known(digest, words) => Verdict::Known(digest, words),
+            Expected::Contradiction(words, why) => Verdict::Contradiction(words, why),
+            Expected::Unknown => Verdict::NoneToBeHad,
+        }
+    }
+
+    /// Fetches documents anew that contradicted something: upstream may have mended them. Returns
+    /// whether there were any.
+    async fn refresh_doubted(&self, expected: &Expected) -> bool {
+        let (words, all) = match expected {
+            Expected::Known(_, words) => (words, false),
+            Expected::Contradiction(words, _) => (words, true),
+            Expected::Unknown => return false,
+        };
+        let mut any = false;
+        for word in words.iter().filter(|word| word.origin != Origin::Earlier) {
+            if all {
+                self.metadata.doubt(&word.key);
+            }
+            if self.metadata.is_doubted(&word.key) {
+                self.metadata.refresh(&word.key).await;
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Sources that took part in a contradiction are fetched anew the next time.
+    pub fn doubt(&self, words: &[Word]) {
+        for word in words.iter().filter(|word| word.origin != Origin::Earlier) {
+            self.metadata.doubt(&word.key);
+        }
+    }
+}
+
+fn agree(words: Vec<Word>) -> Expected {
+    let Some(first) = words.first() else {
+        return Expected::Unknown;
+    };
+    if let Some(silent) = words.iter().find(|word| word.digest.is_none()) {
+        let why = format!("{silent} does not list it");
+        return Expected::Contradiction(words, why);
+    }
+    let Some(digest) = first.digest else {
+        return Expected::Unknown;
+    };
+    match words.iter().find(|word| word.digest != Some(digest)) {
+        None => Expected::Known(digest, words),
+        Some(other) => {
+            let says = other.digest.map(|d| d.to_string()).unwrap_or_default();
+            let why = format!("{first} says SHA-256 {digest}, {other} says {says}");
+            Expected::Contradiction(words, why)
+        }
+    }
+}
+
+fn failed(sums: &Url, why: &str) -> Verdict {
+    Verdict::Failed(Error::new(
+        ErrorKind::Nonsense,
+        format!(
+            "{}: {why}, so the archive cannot be verified; try again later",
+            shown_url(sums)
+        ),
+    ))
+}

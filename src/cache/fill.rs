@@ -1,0 +1,637 @@
+//! A fill: one fetch of one archive, belonging to no client. It writes a staged file that
+//! followers read as it grows, and withholds the end until the digest is verified.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use hyper::header::HeaderMap;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use url::Url;
+
+use super::document::{end_to_end, headers_to_text};
+use super::expect::{Sources, Verdict, Word};
+use super::url_key;
+use crate::digest::{Digest, Hasher};
+use crate::error::{Error, Kind as ErrorKind};
+use crate::store::{Full, Record, Staged, Verified};
+use crate::telemetry::{METRICS, Source as Label};
+use crate::upstream::download::{Download, Head, Opened, Source, Step};
+use crate::upstream::{Upstream, chunk, shown_url};
+
+/// The most that is withheld of an archive's end.
+const WITHHELD: u64 = 16 << 10;
+/// Bytes written at once, at the most. Two such batches are in memory: one written, one received.
+const BATCH: usize = 512 << 10;
+/// So long the answer's head waits to be able to say whether a digest is to be had.
+const GRACE: Duration = Duration::from_millis(50);
+const REFUSAL_LIMIT: usize = 64 << 10;
+
+/// How much of `written` bytes may be seen before the digest is verified.
+///
+/// With an announced length all but the end; without one, always less than there is, since any
+/// byte may be the last.
+pub fn visible(written: u64, length: Option<u64>) -> u64 {
+    match length {
+        Some(length) => written.min(length - WITHHELD.min(length.div_ceil(2))),
+        None => written - WITHHELD.min(written.div_ceil(2)),
+    }
+}
+
+/// A fill as its followers see it.
+pub struct Fill {
+    pub url: Url,
+    state: watch::Receiver<State>,
+    followers: AtomicUsize,
+    abandoned: AtomicBool,
+    abandon: Notify,
+}
+
+/// How far a fill has come.
+#[derive(Clone)]
+pub struct State {
+    /// What upstream's answer said, once it is there
+    pub head: Option<Arc<FillHead>>,
+    pub written: u64,
+    pub phase: Phase,
+}
+
+#[derive(Clone)]
+pub enum Phase {
+    Running,
+    /// All bytes may be seen: verified, or there is no digest to verify by
+    Whole,
+    /// The disk has no room for the rest: each follower goes on from upstream by itself
+    Spilled(Arc<Spill>),
+    /// Upstream answered otherwise
+    Refused(Arc<Refusal>),
+    Failed(Error),
+}
+
+/// What is known when an archive begins.
+pub struct FillHead {
+    pub length: Option<u64>,
+    /// End-to-end headers
+    pub headers: HeaderMap,
+    /// None where the archive went past the disk from the beginning
+    pub file: Option<Arc<File>>,
+    pub digest: DigestKnown,
+}
+
+/// What an answer's head can say of the digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DigestKnown {
+    Yes,
+    NotYet,
+    /// None is to be had: the archive is passed through and not kept
+    Never,
+}
+
+/// Where followers leave the staged file.
+pub struct Spill {
+    pub at: u64,
+    pub hasher: Hasher,
+    pub head: Head,
+    pub source: Source,
+    pub learning: Learning,
+    /// The running download, for the first follower that comes to take it
+    pub running: Mutex<Option<Box<Download>>>,
+}
+
+/// An answer that is no archive.
+pub struct Refusal {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+/// Learning the digest, while the bytes are on their way.
+pub type Learning = Shared<BoxFuture<'static, Verdict>>;
+
+/// Starts to learn which digest `url` should have.
+pub fn learn(sources: &Sources, url: &Url, credentials: &HeaderMap) -> Learning {
+    let (sources, url, credentials) = (sources.clone(), url.clone(), credentials.clone());
+    let task = tokio::spawn(async move { sources.learn(&url, &credentials).await });
+    task.map(|joined| {
+        joined.unwrap_or_else(|e| {
+            Verdict::Failed(Error::new(
+                ErrorKind::Internal,
+                format!("a lookup broke off: {e}"),
+            ))
+        })
+    })
+    .boxed()
+    .shared()
+}
+
+impl Fill {
+    /// Starts a fill. `done` runs when the blob is committed, or all is over.
+    pub fn start(
+        upstream: Arc<Upstream>,
+        sources: Sources,
+        source: Source,
+        done: impl FnOnce(&Arc<Self>) + Send + 'static,
+    ) -> Arc<Self> {
+        let (sender, state) = watch::channel(State {
+            head: None,
+            written: 0,
+            phase: Phase::Running,
+        });
+        let this = Arc::new(Self {
+            url: source.url.clone(),
+            state,
+            followers: AtomicUsize::new(0),
+            abandoned: AtomicBool::new(false),
+            abandon: Notify::new(),
+        });
+        let fill = this.clone();
+        tokio::spawn(async move {
+            // However the task ends, the table is told.
+            let told = fill.clone();
+            let _done = CallOnDrop(Some(move || done(&told)));
+            METRICS.fills.inc();
+            let writer = Writer {
+                upstream,
+                learning: learn(&sources, &source.url, &HeaderMap::new()),
+                sources,
+                source,
+                sender,
+            };
+            tokio::select! {
+                () = writer.run() => {}
+                () = fill.abandon.notified() => {
+                    tracing::info!(url = %shown_url(&fill.url), "a fill without clients was given up: too many of them");
+                }
+            }
+            METRICS.fills.dec();
+        });
+        this
+    }
+
+    pub fn state(&self) -> watch::Receiver<State> {
+        self.state.clone()
+    }
+
+    /// Waits for the archive to begin.
+    pub async fn head(&self) -> Result<Arc<FillHead>, NoArchive> {
+        let mut state = self.state.clone();
+        loop {
+            {
+                let state = state.borrow_and_update();
+                match &state.phase {
+                    Phase::Failed(e) => return Err(NoArchive::Failed(e.clone())),
+                    Phase::Refused(refusal) => return Err(NoArchive::Refused(refusal.clone())),
+                    _ => {}
+                }
+                if let Some(head) = &state.head {
+                    return Ok(head.clone());
+                }
+            }
+            if state.changed().await.is_err() {
+                return Err(NoArchive::Failed(vanished(&self.url)));
+            }
+        }
+    }
+
+    /// Waits until all bytes may be seen; their number.
+    pub async fn whole(&self) -> Result<u64, Error> {
+        let mut state = self.state.clone();
+        loop {
+            {
+                let state = state.borrow_and_update();
+                match &state.phase {
+                    Phase::Whole => return Ok(state.written),
+                    Phase::Failed(e) => return Err(e.clone()),
+                    Phase::Refused(_) | Phase::Spilled(_) => return Err(vanished(&self.url)),
+                    Phase::Running => {}
+                }
+            }
+            if state.changed().await.is_err() {
+                return Err(vanished(&self.url));
+            }
+        }
+    }
+
+    /// One more follower; the count falls when the guard is dropped.
+    pub fn follow(self: &Arc<Self>) -> FollowGuard {
+        self.followers.fetch_add(1, Ordering::SeqCst);
+        FollowGuard(self.clone())
+    }
+
+    /// Whether it goes on though everybody left.
+    pub fn is_orphan(&self) -> bool {
+        self.followers.load(Ordering::SeqCst) == 0
+            && matches!(self.state.borrow().phase, Phase::Running)
+    }
+
+    /// Whether a newcomer may still join.
+    pub fn is_joinable(&self) -> bool {
+        let over = matches!(
+            self.state.borrow().phase,
+            Phase::Failed(_) | Phase::Refused(_) | Phase::Spilled(_)
+        );
+        !over && self.state.has_changed().is_ok() && !self.abandoned.load(Ordering::SeqCst)
+    }
+
+    /// Ends a fill that nobody follows.
+    pub fn give_up(&self) {
+        self.abandoned.store(true, Ordering::SeqCst);
+        self.abandon.notify_one();
+    }
+}
+
+/// Counts as a follower for as long as it lives.
+pub struct FollowGuard(Arc<Fill>);
+
+impl Drop for FollowGuard {
+    fn drop(&mut self) {
+        self.0.followers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Why an archive did not begin.
+pub enum NoArchive {
+    Refused(Arc<Refusal>),
+    Failed(Error),
+}
+
+/// A fill whose writer is gone without a word.
+pub fn vanished(url: &Url) -> Error {
+    Error::new(
+        ErrorKind::Incomplete,
+        format!("{}: the download broke off; try again", shown_url(url)),
+    )
+}
+
+struct Writer {
+    upstream: Arc<Upstream>,
+    sources: Sources,
+    source: Source,
+    learning: Learning,
+    sender: watch::Sender<State>,
+}
+
+/// A staged file, or its remains and why it cannot grow.
+type Written = (Staged, Result<(), Full>);
+
+impl Writer {
+    async fn run(self) {
+        let download = match Download::open(&self.upstream, self.source.clone()).await {
+            Ok(Opened::Archive(download)) => download,
+            Ok(Opened::Refused(response)) => {
+                let refusal = refusal(response, &self.source.url).await;
+                return self.end(Phase::Refused(Arc::new(refusal)));
+            }
+            Err(e) => return self.end(Phase::Failed(e)),
+        };
+        let head = download.head().clone();
+        let staged = {
+            let (store, length) = (self.sources.store.clone(), head.length);
+            blocking(move || store.stage(length)).await
+        };
+        let file = match &staged {
+            Ok(staged) => Some(staged.file().clone()),
+            Err(_) => None,
+        };
+        let early = tokio::time::timeout(GRACE, self.learning.clone()).await;
+        let begun = Arc::new(FillHead {
+            length: head.length,
+            headers: end_to_end(&head.headers),
+            file,
+            digest: match early {
+                Ok(Verdict::Known(..)) => DigestKnown::Yes,
+                Ok(Verdict::NoneToBeHad) => DigestKnown::Never,
+                _ => DigestKnown::NotYet,
+            },
+        });
+        self.sender
+            .send_modify(|state| state.head = Some(begun.clone()));
+        match staged {
+            Ok(staged) => self.copy(download, staged, &begun).await,
+            Err(full) => self.spill(download, Hasher::default(), &full),
+        }
+    }
+
+    /// Receives and writes at the same time.
+    async fn copy(&self, mut download: Box<Download>, staged: Staged, head: &FillHead) {
+        let mut idle = Some(staged);
+        let mut busy: Option<JoinHandle<Written>> = None;
+        let mut batch = Vec::new();
+        let mut batched = 0;
+        let mut ended = false;
+        loop {
+            if let Some(mut staged) = idle.take_if(|_| !batch.is_empty()) {
+                let bytes = std::mem::take(&mut batch);
+                batched = 0;
+                busy = Some(tokio::task::spawn_blocking(move || {
+                    let written = bytes
+                        .iter()
+                        .try_for_each(|chunk: &Bytes| staged.append(chunk));
+                    (staged, written)
+                }));
+            }
+            if ended && busy.is_none() {
+                break;
+            }
+            tokio::select! {
+                written = join(&mut busy), if busy.is_some() => {
+                    busy = None;
+                    let (staged, result) = written;
+                    if let Err(full) = result {
+                        // What is in `batch` was received but not written: it must come again.
+                        let hasher = staged.hasher().clone();
+                        let again = self.rewound(&download, staged.len());
+                        return self.spill(again, hasher, &full);
+                    }
+                    self.sender.send_modify(|state| state.written = staged.len());
+                    idle = Some(staged);
+                }
+                step = download.next(), if !ended && batched < BATCH => match step {
+                    Ok(Step::Bytes(bytes)) => {
+                        batched += bytes.len();
+                        batch.push(bytes);
+                    }
+                    Ok(Step::End) => ended = true,
+                    Ok(Step::Cut(cause)) => {
+                        let (mut staged, mut result) = match busy.take() {
+                            Some(writing) => join(&mut Some(writing)).await,
+                            None => (idle.take().expect("a staged file is idle or busy"), Ok(())),
+                        };
+                        for bytes in batch.drain(..) {
+                            if result.is_ok() {
+                                result = staged.append(&bytes);
+                            }
+                        }
+                        batched = 0;
+                        self.sender.send_modify(|state| state.written = staged.len());
+                        let hasher = staged.hasher().clone();
+                        if let Err(full) = result {
+                            let again = self.rewound(&download, staged.len());
+                            return self.spill(again, hasher, &full);
+                        }
+                        if let Err(e) = download.mend(cause, &hasher).await {
+                            return self.end(Phase::Failed(e));
+                        }
+                        idle = Some(staged);
+                    }
+                    Err(e) => return self.end(Phase::Failed(e)),
+                },
+            }
+        }
+        let staged = idle
+            .take()
+            .expect("the loop ends with the staged file idle");
+        self.finish(staged, head).await;
+    }
+
+    async fn finish(&self, staged: Staged, head: &FillHead) {
+        let verdict = settle(
+            &self.sources,
+            &self.learning,
+            &self.source.url,
+            &HeaderMap::new(),
+        )
+        .await;
+        let (digest, words) = match verdict {
+            Verdict::Known(digest, words) => (digest, words),
+            Verdict::NoneToBeHad => {
+                note_unverified(&self.source.url);
+                return self.end(Phase::Whole);
+            }
+            other => {
+                let found = staged.hasher().so_far();
+                return self.end(Phase::Failed(
+                    refuse(&self.sources, &self.source.url, found, other).await,
+                ));
+            }
+        };
+        match staged.verify(digest) {
+            Ok(verified) => {
+                // Followers have waited for nothing but this.
+                self.end(Phase::Whole);
+                METRICS.archives_verified.inc();
+                self.commit(verified, &words, head).await;
+            }
+            Err((_, found)) => {
+                let verdict = Verdict::Known(digest, words);
+                self.end(Phase::Failed(
+                    refuse(&self.sources, &self.source.url, found, verdict).await,
+                ));
+            }
+        }
+    }
+
+    async fn commit(&self, verified: Verified, words: &[Word], head: &FillHead) {
+        let record = record(words, &head.headers);
+        let (store, key) = (self.sources.store.clone(), url_key(&self.source.url));
+        let digest = verified.digest();
+        let committed = blocking(move || store.commit(verified, &key, &record)).await;
+        let url = shown_url(&self.source.url);
+        match committed {
+            Ok(()) => tracing::debug!(%url, %digest, "kept"),
+            Err(e) => {
+                tracing::error!(%url, %digest, error = %e, "a verified archive cannot be kept")
+            }
+        }
+    }
+
+    /// A download that begins again at `at`, where the written bytes end.
+    fn rewound(&self, download: &Download, at: u64) -> Box<Download> {
+        let head = download.head().clone();
+        Box::new(Download::continue_from(
+            &self.upstream,
+            self.source.clone(),
+            head,
+            at,
+        ))
+    }
+
+    fn spill(&self, download: Box<Download>, hasher: Hasher, full: &Full) {
+        let url = shown_url(&self.source.url);
+        match full {
+            Full::NoRoom => {
+                tracing::warn!(%url, "no room to keep this archive; passing it through, verified")
+            }
+            Full::Disk(e) => {
+                tracing::error!(%url, error = %e, "the disk fails; passing this archive through, verified")
+            }
+        }
+        self.end(Phase::Spilled(Arc::new(Spill {
+            at: download.position(),
+            hasher,
+            head: download.head().clone(),
+            source: self.source.clone(),
+            learning: self.learning.clone(),
+            running: Mutex::new(Some(download)),
+        })));
+    }
+
+    fn end(&self, phase: Phase) {
+        if let Phase::Failed(cause) = &phase {
+            tracing::warn!(url = %shown_url(&self.source.url), %cause, "a download failed; nothing of it is kept");
+        }
+        self.sender.send_modify(|state| state.phase = phase);
+    }
+}
+
+/// The verdict when the bytes are there. A lookup that failed gets another chance: by now upstream
+/// may have recovered. Documents that came meanwhile are heard too.
+pub async fn settle(
+    sources: &Sources,
+    learning: &Learning,
+    url: &Url,
+    credentials: &HeaderMap,
+) -> Verdict {
+    match learning.clone().await {
+        Verdict::NoneToBeHad => match sources.expected(url).await {
+            super::expect::Expected::Unknown => Verdict::NoneToBeHad,
+            _ => sources.learn(url, credentials).await,
+        },
+        contradiction @ Verdict::Contradiction(..) => contradiction,
+        Verdict::Known(digest, words) if !credentials.is_empty() => Verdict::Known(digest, words),
+        _ => sources.learn(url, credentials).await,
+    }
+}
+
+/// Says which source contradicted what, and has them asked anew.
+pub async fn refuse(sources: &Sources, url: &Url, found: Digest, verdict: Verdict) -> Error {
+    let shown = shown_url(url);
+    let (words, why) = match verdict {
+        Verdict::Failed(e) => {
+            METRICS
+                .digest_mismatch
+                .get_or_create(&Label { source: "unknown" })
+                .inc();
+            tracing::error!(url = %shown, cause = %e, "archive refused: its digest could not be learnt");
+            return e;
+        }
+        Verdict::Known(digest, words) => {
+            let names: Vec<_> = words.iter().map(ToString::to_string).collect();
+            let why = format!(
+                "its SHA-256 is {found}, but {} says {digest}",
+                names.join(" and ")
+            );
+            (words, why)
+        }
+        Verdict::Contradiction(words, why) => (words, why),
+        Verdict::NoneToBeHad => (Vec::new(), "no digest is known".to_owned()),
+    };
+    contradiction(sources, url, &words, &why)
+}
+
+/// Says, in log, metrics and words, that sources or bytes contradict each other.
+pub fn contradiction(sources: &Sources, url: &Url, words: &[Word], why: &str) -> Error {
+    let shown = shown_url(url);
+    let mut labels: Vec<_> = words.iter().map(|word| word.origin.label()).collect();
+    labels.dedup();
+    for source in labels {
+        METRICS
+            .digest_mismatch
+            .get_or_create(&Label { source })
+            .inc();
+    }
+    tracing::error!(url = %shown, %why, "archive refused: its sources contradict");
+    sources.doubt(words);
+    Error::new(
+        ErrorKind::Contradiction,
+        format!(
+            "{shown}: refused: {why}; do not use this archive, and tell its publisher if it stays so"
+        ),
+    )
+}
+
+/// An archive for which no digest is to be had went to a client.
+pub fn note_unverified(url: &Url) {
+    METRICS.unverified_archives.inc();
+    tracing::warn!(url = %shown_url(url), detail = "no-digest", "passed through unverified and not kept: upstream has no SHA256SUMS for it");
+}
+
+/// What is kept of an archive beside its bytes.
+pub fn record(words: &[Word], headers: &HeaderMap) -> Record {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let kept = [
+        "content-type",
+        "content-disposition",
+        "etag",
+        "last-modified",
+        "cache-control",
+    ];
+    Record {
+        headers: headers_to_text(headers)
+            .into_iter()
+            .filter(|(name, _)| kept.contains(&name.as_str()))
+            .collect(),
+        sources: words.iter().map(ToString::to_string).collect(),
+        verified: now.unwrap_or_default().as_secs(),
+    }
+}
+
+/// Reads a refusal, as much of it as is fit to be relayed.
+pub async fn refusal(response: hyper::Response<Incoming>, url: &Url) -> Refusal {
+    let (parts, mut body) = response.into_parts();
+    let mut bytes = Vec::new();
+    while let Ok(Some(next)) = chunk(&mut body, Duration::from_secs(5), url).await {
+        if bytes.len() + next.len() > REFUSAL_LIMIT {
+            break;
+        }
+        bytes.extend_from_slice(&next);
+    }
+    Refusal {
+        status: parts.status,
+        headers: end_to_end(&parts.headers),
+        body: bytes.into(),
+    }
+}
+
+async fn join(writing: &mut Option<JoinHandle<Written>>) -> Written {
+    let handle = writing.as_mut().expect("a write is running");
+    match handle.await {
+        Ok(written) => written,
+        Err(e) => std::panic::resume_unwind(e.into_panic()),
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) => std::panic::resume_unwind(e.into_panic()),
+    }
+}
+
+struct CallOnDrop<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> Drop for CallOnDrop<F> {
+    fn drop(&mut self) {
+        if let Some(call) = self.0.take() {
+            call();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_end_is_never_seen_and_what_was_seen_stays(
+            length in 1u64..200_000, written in 0u64..200_000, announced: bool,
+        ) {
+            let written = written.min(length);
+            let told = announced.then_some(length);
+            prop_assert!(visible(written, told) < length);
+            prop_assert!(visible(written, told) <= written);
+            prop_assert!(written == 0 || visible(written - 1, told) <= visible(written, told));
+            // The first bytes are not held back for want of more.
+            prop_assert!(length < 2 || written < 2 || visible(written, told) > 0);
+        }
+    }
+}

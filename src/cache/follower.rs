@@ -1,0 +1,323 @@
+//! What a client reads: a finished blob, a staged file as it grows, or (where the disk had no
+//! room) the rest straight from upstream. At most two chunks are in memory.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::expect::{Sources, Verdict};
+use super::fill::{
+    Fill, FollowGuard, Learning, Phase, Spill, State, note_unverified, refuse, settle, vanished,
+    visible,
+};
+use crate::digest::Hasher;
+use crate::error::{Error, Kind};
+use crate::telemetry::METRICS;
+use crate::upstream::download::{Download, Step};
+use crate::upstream::{Upstream, shown_url};
+
+/// Bytes read from disk at once.
+const CHUNK: u64 = 256 << 10;
+
+/// Some bytes of an archive, from `at` to `end`, in order.
+pub struct Reader {
+    from: From,
+    at: u64,
+    /// Exclusive; none: to the end, wherever that is
+    end: Option<u64>,
+}
+
+enum From {
+    Blob(Arc<File>),
+    Fill(Following),
+    Upstream(Box<Direct>),
+}
+
+struct Following {
+    fill: Arc<Fill>,
+    state: watch::Receiver<State>,
+    file: Option<Arc<File>>,
+    sources: Sources,
+    upstream: Arc<Upstream>,
+    _guard: FollowGuard,
+}
+
+impl Reader {
+    /// Of a finished blob.
+    pub fn of_blob(file: Arc<File>, at: u64, end: u64) -> Self {
+        Self {
+            from: From::Blob(file),
+            at,
+            end: Some(end),
+        }
+    }
+
+    /// Of a fill that has begun with `file`.
+    pub fn of_fill(
+        (fill, guard): (&Arc<Fill>, FollowGuard),
+        file: Option<Arc<File>>,
+        sources: Sources,
+        upstream: Arc<Upstream>,
+        (at, end): (u64, Option<u64>),
+    ) -> Self {
+        Self {
+            from: From::Fill(Following {
+                state: fill.state(),
+                _guard: guard,
+                fill: fill.clone(),
+                file,
+                sources,
+                upstream,
+            }),
+            at,
+            end,
+        }
+    }
+
+    /// Straight from upstream.
+    pub fn of_upstream(direct: Direct, at: u64, end: Option<u64>) -> Self {
+        Self {
+            from: From::Upstream(Box::new(direct)),
+            at,
+            end,
+        }
+    }
+
+    /// The next bytes; none at the end.
+    ///
+    /// # Errors
+    /// When the end will not come: then the client's answer must be cut short.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            if self.end.is_some_and(|end| self.at >= end) {
+                return Ok(None);
+            }
+            let until = match &mut self.from {
+                From::Blob(_) => self.end.unwrap_or(u64::MAX),
+                From::Fill(following) => match following.wait(self.at).await? {
+                    Until::Byte(until) => until,
+                    Until::End => return Ok(None),
+                    Until::Spilled(spill) => {
+                        let direct = following.leave(&spill, self.at).await?;
+                        self.from = From::Upstream(Box::new(direct));
+                        continue;
+                    }
+                },
+                From::Upstream(direct) => {
+                    let Some(mut bytes) = direct.next(self.at).await? else {
+                        return Ok(None);
+                    };
+                    if let Some(end) = self.end {
+                        bytes.truncate((end - self.at).min(bytes.len() as u64) as usize);
+                    }
+                    self.at += bytes.len() as u64;
+                    return Ok(Some(bytes));
+                }
+            };
+            let until = self.end.map_or(until, |end| end.min(until));
+            let file = match &self.from {
+                From::Blob(file) => file.clone(),
+                From::Fill(Following {
+                    file: Some(file), ..
+                }) => file.clone(),
+                _ => return Err(Error::new(Kind::Internal, "a fill grew without a file")),
+            };
+            let bytes = read(file, self.at, (until - self.at).min(CHUNK)).await?;
+            self.at += bytes.len() as u64;
+            return Ok(Some(bytes));
+        }
+    }
+}
+
+enum Until {
+    /// Bytes up to here may be read, at least one
+    Byte(u64),
+    End,
+    Spilled(Arc<Spill>),
+}
+
+impl Following {
+    /// Waits until there is more than `at`, or it is over.
+    async fn wait(&mut self, at: u64) -> Result<Until, Error> {
+        loop {
+            {
+                let state = self.state.borrow_and_update();
+                let length = state.head.as_ref().and_then(|head| head.length);
+                match &state.phase {
+                    Phase::Whole if at >= state.written => return Ok(Until::End),
+                    Phase::Whole => return Ok(Until::Byte(state.written)),
+                    Phase::Failed(e) => return Err(e.clone()),
+                    Phase::Refused(_) => return Err(vanished(&self.fill.url)),
+                    Phase::Running | Phase::Spilled(_) => {
+                        let seen = visible(state.written, length);
+                        if at < seen {
+                            return Ok(Until::Byte(seen));
+                        }
+                    }
+                }
+                if let Phase::Spilled(spill) = &state.phase {
+                    return Ok(Until::Spilled(spill.clone()));
+                }
+            }
+            if self.state.changed().await.is_err() {
+                return Err(vanished(&self.fill.url));
+            }
+        }
+    }
+
+    /// Goes on from upstream where the staged file ends.
+    async fn leave(&self, spill: &Arc<Spill>, at: u64) -> Result<Direct, Error> {
+        let running = {
+            let mut running = spill.running.lock().unwrap_or_else(|e| e.into_inner());
+            running.take()
+        };
+        let download = running.unwrap_or_else(|| {
+            let (source, head) = (spill.source.clone(), spill.head.clone());
+            Box::new(Download::continue_from(
+                &self.upstream,
+                source,
+                head,
+                spill.at,
+            ))
+        });
+        let mut direct = Direct::new(*download, self.sources.clone(), spill.learning.clone());
+        direct.hasher = spill.hasher.clone();
+        if at < spill.at {
+            // Written but withheld: at most what is always withheld.
+            let file = self.file.clone().ok_or_else(|| vanished(&self.fill.url))?;
+            let rest = read(file, at, spill.at - at).await?;
+            direct.hold(rest, at);
+        }
+        Ok(direct)
+    }
+}
+
+/// Bytes from upstream that pass by the disk, hashed on the way, their end withheld until the
+/// digest is verified.
+pub struct Direct {
+    download: Download,
+    sources: Sources,
+    learning: Learning,
+    hasher: Hasher,
+    /// Received, not yet given out
+    held: VecDeque<Bytes>,
+    /// The position of the first byte of `held`
+    held_at: u64,
+    whole: bool,
+}
+
+impl Direct {
+    /// A download at its beginning.
+    pub fn new(download: Download, sources: Sources, learning: Learning) -> Self {
+        Self {
+            held_at: download.position(),
+            download,
+            sources,
+            learning,
+            hasher: Hasher::default(),
+            held: VecDeque::new(),
+            whole: false,
+        }
+    }
+
+    fn hold(&mut self, bytes: Bytes, at: u64) {
+        self.held_at = at;
+        self.held.push_front(bytes);
+    }
+
+    /// The next bytes from position `at`, before which nothing is wanted.
+    async fn next(&mut self, at: u64) -> Result<Option<Bytes>, Error> {
+        loop {
+            let received = self.download.position();
+            let seen = match self.whole {
+                true => received,
+                false => visible(received, self.download.head().length),
+            };
+            if let Some(bytes) = self.give(at, seen) {
+                return Ok(Some(bytes));
+            }
+            if self.whole {
+                return Ok(None);
+            }
+            match self.download.next().await? {
+                Step::Bytes(bytes) => {
+                    self.hasher.update(&bytes);
+                    self.held.push_back(bytes);
+                }
+                Step::Cut(cause) => self.download.mend(cause, &self.hasher).await?,
+                Step::End => {
+                    self.verify().await?;
+                    self.whole = true;
+                }
+            }
+        }
+    }
+
+    /// Takes the next held bytes that lie before `seen`, dropping what lies before `at`.
+    fn give(&mut self, at: u64, seen: u64) -> Option<Bytes> {
+        while let Some(first) = self.held.front_mut() {
+            if self.held_at < at {
+                let skipped = (at - self.held_at).min(first.len() as u64);
+                drop(first.split_to(skipped as usize));
+                self.held_at += skipped;
+                if first.is_empty() {
+                    self.held.pop_front();
+                }
+                continue;
+            }
+            let given = seen.saturating_sub(self.held_at).min(first.len() as u64);
+            if given == 0 {
+                return None;
+            }
+            let bytes = first.split_to(given as usize);
+            self.held_at += given;
+            if first.is_empty() {
+                self.held.pop_front();
+            }
+            return Some(bytes);
+        }
+        None
+    }
+
+    async fn verify(&self) -> Result<(), Error> {
+        let (url, headers) = (self.download.url(), self.download.credentials());
+        let found = self.hasher.so_far();
+        match settle(&self.sources, &self.learning, url, &headers).await {
+            Verdict::Known(digest, _) if digest == found => {
+                METRICS.archives_verified.inc();
+                Ok(())
+            }
+            Verdict::NoneToBeHad => {
+                note_unverified(url);
+                Ok(())
+            }
+            verdict => {
+                let error = refuse(&self.sources, url, found, verdict).await;
+                tracing::warn!(url = %shown_url(url), cause = %error, "cut short");
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Reads `len` bytes (fewer only at the end of the file, which is an error here).
+async fn read(file: Arc<File>, at: u64, len: u64) -> Result<Bytes, Error> {
+    let read = tokio::task::spawn_blocking(move || -> io::Result<Bytes> {
+        let mut buffer = vec![0; len as usize];
+        file.read_exact_at(&mut buffer, at)?;
+        Ok(buffer.into())
+    });
+    match read.await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(e)) => Err(Error::new(
+            Kind::Internal,
+            format!("the cache cannot be read: {e}; run `larder verify`"),
+        )),
+        Err(e) => Err(Error::new(Kind::Internal, format!("a read broke off: {e}"))),
+    }
+}

@@ -1,0 +1,667 @@
+//! Documents that pass through: fresh, revalidated, or the last good one when upstream fails.
+
+use std::collections::HashMap;
+use std::io::{self, Read as _};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
+use hyper::body::Incoming;
+use hyper::header::{
+    ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue, IF_MODIFIED_SINCE,
+    IF_NONE_MATCH,
+};
+use hyper::{Method, Response, StatusCode};
+use moka::sync::Cache;
+use tokio::time::{Instant, timeout_at};
+use url::Url;
+
+use super::catalogue::Catalogue;
+use super::document::{Document, Freshness, document_path, end_to_end};
+use super::url_key;
+use crate::config::Authority;
+use crate::error::{Error, Exit, Kind as ErrorKind};
+use crate::telemetry::METRICS;
+use crate::terraform::registry::{Download, check, holds_signed_url};
+use crate::terraform::route::Kind;
+use crate::terraform::sums::Sums;
+use crate::upstream::download::length;
+use crate::upstream::{Ask, Upstream, chunk, shown_url};
+
+/// Clients give up after 10 s: what is behind one request must be over before.
+const DEADLINE: Duration = Duration::from_secs(7);
+const DEADLINE_WITH_LAST_GOOD: Duration = Duration::from_secs(3);
+/// A larger document is passed through, unkept.
+pub const DOCUMENT_LIMIT: usize = 16 << 20;
+/// From here on a body may take longer than the deadline, as long as it moves.
+const LARGE: u64 = 1 << 20;
+const LARGE_DEADLINE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_secs(7);
+const HOT_BYTES: u64 = 64 << 20;
+/// How long a doubt lasts if nobody asks.
+const DOUBT: Duration = Duration::from_secs(3600);
+const KEPT_DOCUMENTS: usize = 20_000;
+const KEPT_BYTES: u64 = 1 << 30;
+
+/// The documents of one data dir.
+pub struct Metadata {
+    dir: PathBuf,
+    upstream: Arc<Upstream>,
+    catalogue: Catalogue,
+    kept: Mutex<Kept>,
+    hot: Cache<String, Arc<Document>>,
+    sums: Cache<String, (Arc<Document>, Option<Arc<Sums>>)>,
+    flights: Mutex<HashMap<String, Flight>>,
+    /// Documents that took part in a contradiction
+    doubted: Cache<String, ()>,
+}
+
+#[derive(Default)]
+struct Kept {
+    documents: HashMap<String, Entry>,
+    bytes: u64,
+}
+
+struct Entry {
+    validated: SystemTime,
+    bytes: u64,
+}
+
+type Flight = Shared<BoxFuture<'static, Result<Fetched, Error>>>;
+
+#[derive(Clone)]
+enum Fetched {
+    /// An answer of any status, and whether upstream merely vouched for what was held
+    Document(Arc<Document>, Vouched),
+    TooLarge,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Vouched {
+    Anew,
+    Again,
+}
+
+/// A client's wish for a document.
+#[derive(Clone)]
+pub struct Wish {
+    pub url: Url,
+    pub kind: Kind,
+    /// Of the client's headers, those that are passed on for a shared answer
+    pub headers: HeaderMap,
+}
+
+/// What answers the wish.
+pub enum Answer {
+    Document(Arc<Document>, How),
+    /// Too large to be held: to be passed through.
+    TooLarge,
+}
+
+/// How a document came to answer (RFC 9211 has the words for it).
+#[derive(Clone, Debug)]
+pub enum How {
+    /// Held, and fresh for so long yet
+    Hit(Duration),
+    /// Held, and larder is offline
+    Offline,
+    Miss {
+        collapsed: bool,
+        kept: bool,
+    },
+    /// Held, and upstream vouched for it again
+    Revalidated,
+    /// Held and stale, but upstream failed
+    LastGood(Error),
+}
+
+impl Metadata {
+    /// Reads which documents are kept. What they say of archives is known before this returns.
+    pub fn open(data_dir: &std::path::Path, upstream: Arc<Upstream>) -> Result<Arc<Self>, Exit> {
+        let dir = data_dir.join("metadata");
+        std::fs::create_dir_all(&dir).map_err(|e| {
+            Exit::usage(format!(
+                "data_dir: {}: {e}; mend it or name another folder with --data-dir",
+                dir.display()
+            ))
+        })?;
+        let this = Arc::new(Self {
+            dir,
+            upstream,
+            catalogue: Catalogue::default(),
+            kept: Mutex::default(),
+            hot: Cache::builder()
+                .weigher(|_, document: &Arc<Document>| document.body.len() as u32 + 1024)
+                .max_capacity(HOT_BYTES)
+                .build(),
+            sums: Cache::new(1024),
+            flights: Mutex::default(),
+            doubted: Cache::builder()
+                .max_capacity(10_000)
+                .time_to_live(DOUBT)
+                .build(),
+        });
+        this.load();
+        Ok(this)
+    }
+
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    /// The document for a wish, within the deadlines, whatever upstream does.
+    ///
+    /// # Errors
+    /// When upstream fails and nothing is held.
+    pub async fn get(self: &Arc<Self>, wish: &Wish) -> Result<Answer, Error> {
+        let started = Instant::now();
+        let key = url_key(&wish.url);
+        let accept = wish
+            .headers
+            .get(ACCEPT)
+            .and_then(|value| value.to_str().ok());
+        let held = self.held(&key).await.filter(|held| held.answers(accept));
+        let last_good = held.clone().filter(|held| held.status.is_success());
+        if let Some(held) = held {
+            if self.upstream.is_offline() && last_good.is_some() {
+                return Ok(Answer::Document(held, How::Offline));
+            }
+            let left = held.fresh_for(SystemTime::now());
+            if let Some(left) = left.filter(|_| !self.is_doubted(&key)) {
+                return Ok(Answer::Document(held, How::Hit(left)));
+            }
+        }
+        if self.upstream.is_offline() {
+            return Err(offline(&wish.url));
+        }
+        let (flight, collapsed) = self.join_flight(&key, accept, wish, &last_good);
+        let patience = match last_good {
+            Some(_) => DEADLINE_WITH_LAST_GOOD,
+            None => LARGE_DEADLINE,
+        };
+        let outcome = timeout_at(started + patience, flight)
+            .await
+            .unwrap_or_else(|_| {
+                Err(Error::new(
+                    ErrorKind::Timeout,
+                    format!(
+                        "{}: upstream did not answer in time; try again later",
+                        shown_url(&wish.url)
+                    ),
+                ))
+            });
+        let failure = match outcome {
+            Ok(Fetched::TooLarge) => return Ok(Answer::TooLarge),
+            Ok(Fetched::Document(document, Vouched::Again)) => {
+                return Ok(Answer::Document(document, How::Revalidated));
+            }
+            Ok(Fetched::Document(document, Vouched::Anew)) => {
+                let failed = document.status == StatusCode::TOO_MANY_REQUESTS
+                    || document.status.is_server_error();
+                if !failed || last_good.is_none() {
+                    let kept = self.is_kept(&key);
+                    return Ok(Answer::Document(document, How::Miss { collapsed, kept }));
+                }
+                Error::new(
+                    ErrorKind::Incomplete,
+                    format!(
+                        "{}: upstream answered {}",
+                        shown_url(&wish.url),
+                        document.status.as_u16()
+                    ),
+                )
+            }
+            Err(e) => e,
+        };
+        let Some(last_good) = last_good else {
+            return Err(failure);
+        };
+        METRICS.stale_answers.inc();
+        tracing::warn!(url = %shown_url(&wish.url), cause = %failure, "upstream failed; the last good answer serves");
+        Ok(Answer::Document(last_good, How::LastGood(failure)))
+    }
+
+    /// The held document, if any, however old.
+    pub async fn held(&self, key: &str) -> Option<Arc<Document>> {
+        if let Some(hot) = self.hot.get(key) {
+            return Some(hot);
+        }
+        if !self.is_kept(key) {
+            return None;
+        }
+        let path = document_path(&self.dir, key);
+        let read = tokio::task::spawn_blocking(move || std::fs::read(path)).await;
+        let document = read
+            .ok()?
+            .ok()
+            .and_then(|bytes| Document::from_file(bytes.into()));
+        let Some(document) = document.filter(|document| document.key == key) else {
+            tracing::warn!(key, "a kept document is gone or rotten; dropped it");
+            self.drop_document(key);
+            return None;
+        };
+        let document = Arc::new(document);
+        self.hot.insert(key.to_owned(), document.clone());
+        Some(document)
+    }
+
+    /// The held SHA256SUMS at `url`, parsed once; none where none are held.
+    pub async fn held_sums(&self, url: &Url) -> Option<Arc<Sums>> {
+        let document = self.held(&url_key(url)).await?;
+        if document.status != StatusCode::OK {
+            return None;
+        }
+        self.parsed(&document)
+    }
+
+    /// A document's sums, parsed once.
+    pub fn parsed(&self, document: &Arc<Document>) -> Option<Arc<Sums>> {
+        if let Some((of, sums)) = self.sums.get(&document.key) {
+            if Arc::ptr_eq(&of, document) {
+                return sums;
+            }
+        }
+        let sums = Sums::parse(&document.body).ok().map(Arc::new);
+        self.sums
+            .insert(document.key.clone(), (document.clone(), sums.clone()));
+        sums
+    }
+
+    /// Asks with a client's credentials; nothing of the answer is kept or shared.
+    pub async fn fetch_privately(
+        &self,
+        url: &Url,
+        headers: &HeaderMap,
+    ) -> Result<(StatusCode, Bytes), Error> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut headers = headers.clone();
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let ask = Ask {
+            method: Method::GET,
+            url,
+            headers,
+            deadline,
+            follow: true,
+            purpose: "metadata",
+        };
+        let (parts, body) = self.upstream.ask(&ask).await?.into_parts();
+        let body = timeout_at(deadline, read_body(body, url))
+            .await
+            .unwrap_or(Ok(None))?;
+        let body = body.map(|body| decode(&parts.headers, body));
+        match body {
+            Some(Ok(Some(body))) => Ok((parts.status, body)),
+            _ => Err(nonsense(url, "is too large or too slow")),
+        }
+    }
+
+    /// Has a document fetched anew, whole, the next time: it was contradicted.
+    pub fn doubt(&self, key: &str) {
+        self.doubted.insert(key.to_owned(), ());
+    }
+
+    pub fn is_doubted(&self, key: &str) -> bool {
+        self.doubted.contains_key(key)
+    }
+
+    /// Asks for a held document again, as far as that is possible.
+    pub async fn refresh(self: &Arc<Self>, key: &str) {
+        let Some(held) = self.held(key).await else {
+            return;
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+        let wish = Wish {
+            url: held.base.clone(),
+            kind: held.kind,
+            headers,
+        };
+        if let Err(cause) = self.get(&wish).await {
+            tracing::debug!(key, %cause, "a doubted document could not be fetched anew");
+        }
+    }
+
+    fn join_flight(
+        self: &Arc<Self>,
+        key: &str,
+        accept: Option<&str>,
+        wish: &Wish,
+        held: &Option<Arc<Document>>,
+    ) -> (Flight, bool) {
+        let flight_key = format!("{key} {}", accept.unwrap_or_default());
+        let mut flights = lock(&self.flights);
+        if let Some(flight) = flights.get(&flight_key) {
+            return (flight.clone(), true);
+        }
+        let (this, wish, held) = (self.clone(), wish.clone(), held.clone());
+        let (table, table_key) = (self.clone(), flight_key.clone());
+        let task = tokio::spawn(async move {
+            let outcome = this.fetch(&wish, held).await;
+            lock(&table.flights).remove(&table_key);
+            outcome
+        });
+        let flight = task
+            .map(|joined| {
+                joined.unwrap_or_else(|e| {
+                    Err(Error::new(
+                        ErrorKind::Internal,
+                        format!("a fetch broke off: {e}"),
+                    ))
+                })
+            })
+            .boxed()
+            .shared();
+        flights.insert(flight_key, flight.clone());
+        (flight, false)
+    }
+
+    async fn fetch(&self, wish: &Wish, held: Option<Arc<Document>>) -> Result<Fetched, Error> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut headers = wish.headers.clone();
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        // A doubted document must come whole: a 304 would vouch for the doubted bytes.
+        let vouchable = held.as_ref().filter(|held| !self.is_doubted(&held.key));
+        if let Some(held) = vouchable {
+            if let Some(etag) = held.etag() {
+                headers.insert(IF_NONE_MATCH, etag.clone());
+            }
+            if let Some(date) = held.last_modified() {
+                headers.insert(IF_MODIFIED_SINCE, date.clone());
+            }
+        }
+        let ask = Ask {
+            method: Method::GET,
+            url: &wish.url,
+            headers,
+            deadline,
+            follow: wish.kind.follows_redirects(),
+            purpose: "metadata",
+        };
+        let response = self.upstream.ask(&ask).await?;
+        if response.status() == StatusCode::NOT_MODIFIED {
+            return match held {
+                Some(held) => Ok(Fetched::Document(
+                    self.vouched(&held, response.headers()).await,
+                    Vouched::Again,
+                )),
+                None => Err(nonsense(
+                    &wish.url,
+                    "answered 304 to a question without a condition",
+                )),
+            };
+        }
+        self.receive(wish, response, deadline).await
+    }
+
+    /// Upstream vouched for the held document again (RFC 9111 section 4.3.4).
+    async fn vouched(&self, held: &Document, headers: &HeaderMap) -> Arc<Document> {
+        let mut document = held.clone();
+        let fresh = end_to_end(headers);
+        for name in fresh.keys() {
+            // The held bytes are identity, whatever coding the 304 speaks of.
+            if *name != CONTENT_ENCODING {
+                document.headers.remove(name);
+            }
+        }
+        for (name, value) in &fresh {
+            if *name != CONTENT_ENCODING {
+                document.headers.append(name.clone(), value.clone());
+            }
+        }
+        document.validated = SystemTime::now();
+        document.lifetime =
+            Freshness::of(document.kind, document.status, &document.headers).lifetime;
+        let document = Arc::new(document);
+        self.hot.insert(document.key.clone(), document.clone());
+        if let Some(entry) = lock(&self.kept).documents.get_mut(&document.key) {
+            entry.validated = document.validated;
+        }
+        document
+    }
+
+    async fn receive(
+        &self,
+        wish: &Wish,
+        response: Response<Incoming>,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
+        let (parts, body) = response.into_parts();
+        let announced = length(&parts.headers);
+        if announced.is_some_and(|length| length > DOCUMENT_LIMIT as u64) {
+            return Ok(Fetched::TooLarge);
+        }
+        let deadline = match announced {
+            Some(length) if length > LARGE => deadline + LARGE_DEADLINE - DEADLINE,
+            _ => deadline,
+        };
+        let read = timeout_at(deadline, read_body(body, &wish.url)).await;
+        let Some(body) = read.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Timeout,
+                format!(
+                    "{}: upstream's answer took too long; try again later",
+                    shown_url(&wish.url)
+                ),
+            ))
+        })?
+        else {
+            return Ok(Fetched::TooLarge);
+        };
+        let Some(body) = decode(&parts.headers, body).map_err(|why| nonsense(&wish.url, &why))?
+        else {
+            return Ok(Fetched::TooLarge);
+        };
+        if parts.status == StatusCode::OK {
+            check(wish.kind, &wish.url, &body).map_err(|why| nonsense(&wish.url, &why))?;
+        }
+        let freshness = Freshness::of(wish.kind, parts.status, &parts.headers);
+        let mut headers = end_to_end(&parts.headers);
+        headers.remove(CONTENT_ENCODING);
+        let download = (wish.kind == Kind::Download && parts.status == StatusCode::OK)
+            .then(|| Download::parse(&wish.url, &body).ok().map(Arc::new))
+            .flatten();
+        let mut base = wish.url.clone();
+        base.set_query(None);
+        let accept = wish
+            .headers
+            .get(ACCEPT)
+            .and_then(|value| value.to_str().ok());
+        let document = Arc::new(Document {
+            key: url_key(&wish.url),
+            kind: wish.kind,
+            base,
+            status: parts.status,
+            headers,
+            body,
+            validated: SystemTime::now(),
+            lifetime: freshness.lifetime,
+            accept: freshness
+                .by_accept
+                .then(|| accept.unwrap_or_default().to_owned()),
+            download,
+        });
+        if freshness.keep {
+            self.keep(&document, &wish.url).await;
+            self.doubted.invalidate(&document.key);
+        } else if let Some(download) = &document.download {
+            // Its URLs must be answered all the same, for as long as this process lives.
+            self.learn(&document, download, &wish.url);
+        }
+        Ok(Fetched::Document(document, Vouched::Anew))
+    }
+
+    /// Keeps a good document on disk, or an error in memory for its few seconds unless that would
+    /// hide the last good answer.
+    async fn keep(&self, document: &Arc<Document>, url: &Url) {
+        let good = matches!(document.status.as_u16(), 200 | 203 | 204);
+        if !good {
+            let hides = self
+                .held(&document.key)
+                .await
+                .is_some_and(|held| held.status.is_success());
+            if !hides && document.status.is_client_error() {
+                self.hot.insert(document.key.clone(), document.clone());
+            }
+            return;
+        }
+        if let Some(download) = &document.download {
+            self.learn(document, download, url);
+        }
+        self.hot.insert(document.key.clone(), document.clone());
+        let headers = document
+            .headers
+            .values()
+            .any(|v| holds_signed_url(v.as_bytes()));
+        if headers || holds_signed_url(&document.body) {
+            return;
+        }
+        let (file, path) = (document.to_file(), document_path(&self.dir, &document.key));
+        let bytes = file.len() as u64;
+        let written = tokio::task::spawn_blocking(move || write_file(&path, &file)).await;
+        match written {
+            Ok(Ok(())) => self.note_kept(&document.key, document.validated, bytes),
+            Ok(Err(e)) => {
+                tracing::warn!(key = %document.key, error = %e, "a document cannot be kept on disk")
+            }
+            Err(e) => {
+                tracing::warn!(key = %document.key, error = %e, "a document cannot be kept on disk")
+            }
+        }
+    }
+
+    fn learn(&self, document: &Document, download: &Arc<Download>, url: &Url) {
+        if let Some(registry) = Authority::of(url) {
+            self.catalogue
+                .learn(&document.key, &registry.in_https_url(), download);
+        }
+    }
+
+    fn note_kept(&self, key: &str, validated: SystemTime, bytes: u64) {
+        let mut kept = lock(&self.kept);
+        let entry = Entry { validated, bytes };
+        kept.bytes += bytes;
+        if let Some(old) = kept.documents.insert(key.to_owned(), entry) {
+            kept.bytes -= old.bytes;
+        }
+        if kept.documents.len() <= KEPT_DOCUMENTS && kept.bytes <= KEPT_BYTES {
+            return;
+        }
+        let mut by_age: Vec<_> = kept
+            .documents
+            .iter()
+            .map(|(key, entry)| (entry.validated, key.clone()))
+            .collect();
+        by_age.sort_unstable();
+        drop(kept);
+        for (_, key) in by_age.iter().take(by_age.len() / 10 + 1) {
+            self.drop_document(key);
+        }
+    }
+
+    fn drop_document(&self, key: &str) {
+        let mut kept = lock(&self.kept);
+        if let Some(entry) = kept.documents.remove(key) {
+            kept.bytes -= entry.bytes;
+        }
+        drop(kept);
+        self.hot.invalidate(key);
+        self.catalogue.forget(key);
+        let _ = std::fs::remove_file(document_path(&self.dir, key));
+    }
+
+    fn is_kept(&self, key: &str) -> bool {
+        lock(&self.kept).documents.contains_key(key)
+    }
+
+    fn load(&self) {
+        for entry in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let document = std::fs::read(&path)
+                .ok()
+                .and_then(|bytes| Document::from_file(bytes.into()))
+                .filter(|document| document_path(&self.dir, &document.key) == path);
+            let Some(document) = document else {
+                tracing::warn!(path = %path.display(), "a kept document is torn or rotten; dropped it");
+                let _ = std::fs::remove_file(&path);
+                continue;
+            };
+            if let Some(download) = &document.download {
+                self.learn(&document, download, &document.base);
+            }
+            let bytes = entry.metadata().map_or(0, |m| m.len());
+            self.note_kept(&document.key, document.validated, bytes);
+        }
+    }
+}
+
+/// Whole or not at all after a crash of this process; a torn file after a power cut is told by its
+/// digest, so there is no sync to wait for.
+fn write_file(path: &std::path::Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let written =
+        std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// None where it is over the limit.
+async fn read_body(mut body: Incoming, url: &Url) -> Result<Option<Bytes>, Error> {
+    let mut bytes = BytesMut::new();
+    while let Some(next) = chunk(&mut body, IDLE, url).await? {
+        if bytes.len() + next.len() > DOCUMENT_LIMIT {
+            return Ok(None);
+        }
+        bytes.extend_from_slice(&next);
+    }
+    Ok(Some(bytes.freeze()))
+}
+
+/// Undoes a coding that was not asked for. None where the result is over the limit.
+fn decode(headers: &HeaderMap, body: Bytes) -> Result<Option<Bytes>, String> {
+    let coding = headers
+        .get(CONTENT_ENCODING)
+        .map_or("identity", |value| value.to_str().unwrap_or("?"));
+    match coding.trim().to_ascii_lowercase().as_str() {
+        "" | "identity" => Ok(Some(body)),
+        "gzip" | "x-gzip" => {
+            let mut out = Vec::new();
+            flate2::read::MultiGzDecoder::new(&body[..])
+                .take(DOCUMENT_LIMIT as u64 + 1)
+                .read_to_end(&mut out)
+                .map_err(|e| format!("is no gzip, though it says so: {e}"))?;
+            Ok((out.len() <= DOCUMENT_LIMIT).then(|| out.into()))
+        }
+        other => Err(format!("is coded in {other}, which was not asked for")),
+    }
+}
+
+fn nonsense(url: &Url, why: &str) -> Error {
+    Error::new(
+        ErrorKind::Nonsense,
+        format!(
+            "{}: upstream's answer {why}; try again later, or check that no captive portal is in the way",
+            shown_url(url)
+        ),
+    )
+}
+
+/// What a client is told for what is not held.
+pub fn offline(url: &Url) -> Error {
+    Error::new(
+        ErrorKind::Offline,
+        format!(
+            "{} is not held and larder is offline; bring it in with `larder prefetch` where there is a network, or with `larder import`",
+            shown_url(url)
+        ),
+    )
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Changed in steps that do not panic.
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}

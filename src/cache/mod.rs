@@ -1,0 +1,384 @@
+//! Who may have which bytes when: documents, expected digests, fills and their followers.
+
+pub mod catalogue;
+pub mod document;
+pub mod expect;
+pub mod fill;
+pub mod follower;
+pub mod metadata;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use hyper::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
+use hyper::{Method, StatusCode};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use url::Url;
+
+use crate::config::Authority;
+use crate::digest::Digest;
+use crate::error::Error;
+use crate::store::{Held, Store};
+use crate::upstream::download::{Download, Opened, Source};
+use crate::upstream::{Ask, Upstream, shown_url};
+use document::end_to_end;
+use expect::{Expected, Sources, Verdict};
+use fill::{Fill, FollowGuard, NoArchive, Refusal};
+use follower::Direct;
+use metadata::{Metadata, offline};
+
+/// Fills at once; beyond, archives are passed through, verified and unkept.
+const FILLS: usize = 128;
+/// Fills that go on though nobody follows them.
+const ORPHANS: usize = 32;
+/// Blobs that are hashed again at once.
+const RECHECKS: usize = 2;
+/// For everything behind a HEAD of an archive that is not held.
+const HEAD_DEADLINE: Duration = Duration::from_secs(7);
+
+/// The cache of one data dir.
+pub struct Cache {
+    pub metadata: Arc<Metadata>,
+    pub store: Arc<Store>,
+    pub upstream: Arc<Upstream>,
+    sources: Sources,
+    fills: Mutex<HashMap<String, Arc<Fill>>>,
+    rechecks: Semaphore,
+}
+
+/// Where an archive's bytes come from.
+pub enum Archive {
+    /// Verified and held
+    Held(Held),
+    /// On its way
+    Filling {
+        fill: Arc<Fill>,
+        /// Keeps it from counting as abandoned
+        guard: FollowGuard,
+        /// Whether somebody else asked first
+        joined: bool,
+    },
+    /// On its way to this client alone
+    Passing(Box<Passing>),
+    /// Upstream has none: its answer
+    Refused(Arc<Refusal>),
+}
+
+/// An archive that passes by the store.
+pub struct Passing {
+    pub length: Option<u64>,
+    pub headers: HeaderMap,
+    pub direct: Direct,
+}
+
+/// The answer to HEAD.
+pub enum HeadOnly {
+    Held(Held),
+    Upstream {
+        status: StatusCode,
+        length: Option<u64>,
+        headers: HeaderMap,
+    },
+}
+
+impl Cache {
+    pub fn new(metadata: Arc<Metadata>, store: Arc<Store>, upstream: Arc<Upstream>) -> Arc<Self> {
+        Arc::new(Self {
+            sources: Sources {
+                metadata: metadata.clone(),
+                store: store.clone(),
+            },
+            metadata,
+            store,
+            upstream,
+            fills: Mutex::default(),
+            rechecks: Semaphore::new(RECHECKS),
+        })
+    }
+
+    pub fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
+    /// The archive at `url`, from the store, from a running fill, or from a new one.
+    ///
+    /// # Errors
+    /// When it is not held and cannot be had, or when sources contradict each other.
+    pub async fn archive(
+        self: &Arc<Self>,
+        url: &Url,
+        headers: HeaderMap,
+    ) -> Result<Archive, Error> {
+        let key = url_key(url);
+        let expected = self.settled(url).await?;
+        let digest = match &expected {
+            Expected::Known(digest, _) => Some(*digest),
+            _ => None,
+        };
+        if let Some(held) = self.held(digest, &key).await {
+            return Ok(Archive::Held(held));
+        }
+        if self.upstream.is_offline() {
+            return Err(offline(url));
+        }
+        let source = Source {
+            url: url.clone(),
+            headers,
+            private: false,
+        };
+        match self.join(&key, digest, source.clone()) {
+            Joined::Fill(fill, guard, joined) => Ok(Archive::Filling {
+                fill,
+                guard,
+                joined,
+            }),
+            Joined::Held(held) => Ok(Archive::Held(held)),
+            Joined::TooMany => self.pass(source).await,
+        }
+    }
+
+    /// The archive at `url` for one client with credentials: verified, never kept or shared.
+    pub async fn private_archive(&self, url: &Url, headers: HeaderMap) -> Result<Archive, Error> {
+        if self.upstream.is_offline() {
+            return Err(offline(url));
+        }
+        self.pass(Source {
+            url: url.clone(),
+            headers,
+            private: true,
+        })
+        .await
+    }
+
+    /// What HEAD should say, without a download.
+    pub async fn archive_head(
+        self: &Arc<Self>,
+        url: &Url,
+        headers: HeaderMap,
+    ) -> Result<HeadOnly, Error> {
+        let key = url_key(url);
+        let expected = self.settled(url).await?;
+        let digest = match &expected {
+            Expected::Known(digest, _) => Some(*digest),
+            _ => None,
+        };
+        if let Some(held) = digest.and_then(|digest| self.store.open_blob(digest)) {
+            return Ok(HeadOnly::Held(held));
+        }
+        if self.upstream.is_offline() {
+            return Err(offline(url));
+        }
+        let running = running(&self.lock(), &key, digest).cloned();
+        if let Some(head) = running.and_then(|fill| fill.state().borrow().head.clone()) {
+            return Ok(HeadOnly::Upstream {
+                status: StatusCode::OK,
+                length: head.length,
+                headers: head.headers.clone(),
+            });
+        }
+        self.ask_head(url, headers).await
+    }
+
+    async fn ask_head(&self, url: &Url, mut headers: HeaderMap) -> Result<HeadOnly, Error> {
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let mut ask = Ask {
+            method: Method::HEAD,
+            url,
+            headers,
+            deadline: Instant::now() + HEAD_DEADLINE,
+            follow: true,
+            purpose: "head",
+        };
+        let mut response = self.upstream.ask(&ask).await;
+        let refuses = |status: StatusCode| matches!(status.as_u16(), 400 | 403 | 405 | 501);
+        if response
+            .as_ref()
+            .is_ok_and(|response| refuses(response.status()))
+        {
+            // A presigned URL is signed for GET alone, and some servers know no HEAD. The body is
+            // not read: dropping it ends the transfer.
+            ask.method = Method::GET;
+            response = self.upstream.ask(&ask).await;
+        }
+        let response = response?;
+        Ok(HeadOnly::Upstream {
+            status: response.status(),
+            length: crate::upstream::download::length(response.headers()),
+            headers: end_to_end(response.headers()),
+        })
+    }
+
+    /// A held blob, found right since the start and unchanged; a rotten one is removed.
+    async fn held(&self, digest: Option<Digest>, key: &str) -> Option<Held> {
+        let digest = digest?;
+        let held = self.store.open_blob(digest)?;
+        let held = match held.checked {
+            true => held,
+            false => self.recheck(held).await?,
+        };
+        if self.store.find(key).is_none() {
+            // Held under another URL: from now on under this one too.
+            let (store, key, record) = (self.store.clone(), key.to_owned(), held.record.clone());
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = store.name(&key, digest, &record) {
+                    tracing::warn!(%key, %error, "a further name of a blob cannot be kept");
+                }
+            });
+        }
+        Some(held)
+    }
+
+    async fn recheck(&self, held: Held) -> Option<Held> {
+        let _permit = self.rechecks.acquire().await.ok()?;
+        // Somebody else may have checked it meanwhile.
+        let held = self.store.open_blob(held.digest)?;
+        if held.checked {
+            return Some(held);
+        }
+        let (store, opened) = (self.store.clone(), held.clone());
+        let right = tokio::task::spawn_blocking(move || store.recheck(&opened)).await;
+        right.is_ok_and(|right| right).then_some(held)
+    }
+
+    /// What is expected, once a contradiction has had its chance to be mended upstream.
+    async fn settled(&self, url: &Url) -> Result<Expected, Error> {
+        let expected = self.sources.expected(url).await;
+        if !matches!(expected, Expected::Contradiction(..)) {
+            return Ok(expected);
+        }
+        match self.sources.learn(url, &HeaderMap::new()).await {
+            Verdict::Known(digest, words) => Ok(Expected::Known(digest, words)),
+            Verdict::NoneToBeHad => Ok(Expected::Unknown),
+            Verdict::Failed(e) => Err(e),
+            Verdict::Contradiction(words, why) => {
+                Err(fill::contradiction(&self.sources, url, &words, &why))
+            }
+        }
+    }
+
+    fn join(self: &Arc<Self>, key: &str, digest: Option<Digest>, source: Source) -> Joined {
+        let mut fills = self.lock();
+        if let Some(fill) = running(&fills, key, digest).filter(|fill| fill.is_joinable()) {
+            return Joined::Fill(fill.clone(), fill.follow(), true);
+        }
+        // A fill may have been committed between the look into the store and the lock.
+        let digest = digest.or_else(|| self.store.find(key));
+        if let Some(held) = digest
+            .and_then(|d| self.store.open_blob(d))
+            .filter(|held| held.checked)
+        {
+            return Joined::Held(held);
+        }
+        if fills.len() >= FILLS {
+            return Joined::TooMany;
+        }
+        for orphan in fills.values().filter(|fill| fill.is_orphan()).skip(ORPHANS) {
+            orphan.give_up();
+        }
+        let fill_key = digest.map_or_else(|| key.to_owned(), |digest| digest.to_string());
+        let (this, done_key) = (self.clone(), fill_key.clone());
+        let fill = Fill::start(
+            self.upstream.clone(),
+            self.sources.clone(),
+            source,
+            move |fill| {
+                let mut fills = this.lock();
+                // A newcomer may have taken the place of a fill that had failed.
+                if fills
+                    .get(&done_key)
+                    .is_some_and(|held| Arc::ptr_eq(held, fill))
+                {
+                    fills.remove(&done_key);
+                }
+            },
+        );
+        let guard = fill.follow();
+        fills.insert(fill_key, fill.clone());
+        Joined::Fill(fill, guard, false)
+    }
+
+    async fn pass(&self, source: Source) -> Result<Archive, Error> {
+        let private = source.private;
+        let credentials = if private {
+            source.headers.clone()
+        } else {
+            HeaderMap::new()
+        };
+        let learning = fill::learn(&self.sources, &source.url, &credentials);
+        match Download::open(&self.upstream, source.clone()).await? {
+            Opened::Archive(download) => {
+                let head = download.head().clone();
+                Ok(Archive::Passing(Box::new(Passing {
+                    length: head.length,
+                    headers: end_to_end(&head.headers),
+                    direct: Direct::new(*download, self.sources.clone(), learning),
+                })))
+            }
+            Opened::Refused(response) => {
+                let refusal = fill::refusal(response, &source.url).await;
+                Ok(Archive::Refused(Arc::new(refusal)))
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Fill>>> {
+        // Changed in steps that do not panic.
+        self.fills.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+enum Joined {
+    Fill(Arc<Fill>, FollowGuard, bool),
+    Held(Held),
+    TooMany,
+}
+
+/// The fill of a digest, or of a URL whose digest was not known when it began.
+fn running<'a>(
+    fills: &'a HashMap<String, Arc<Fill>>,
+    key: &str,
+    digest: Option<Digest>,
+) -> Option<&'a Arc<Fill>> {
+    digest
+        .and_then(|digest| fills.get(&digest.to_string()))
+        .or_else(|| fills.get(key))
+}
+
+impl From<NoArchive> for Result<Arc<Refusal>, Error> {
+    fn from(no: NoArchive) -> Self {
+        match no {
+            NoArchive::Refused(refusal) => Ok(refusal),
+            NoArchive::Failed(e) => Err(e),
+        }
+    }
+}
+
+/// The name under which a URL is remembered. A query may be a credential: only its digest is in
+/// the name.
+pub fn url_key(url: &Url) -> String {
+    let shown = match Authority::of(url) {
+        Some(_) => shown_url(url),
+        None => url.path().to_owned(),
+    };
+    match url.query() {
+        Some(query) => format!("{shown}?sha256={}", Digest::of(query.as_bytes())),
+        None => shown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_tell_urls_apart_and_hide_queries() {
+        let key = |url: &str| url_key(&Url::parse(url).expect(url));
+        assert_eq!(key("https://H.example:443/a"), "https://h.example/a");
+        assert_ne!(key("https://h.example/a"), key("https://h.example:8443/a"));
+        let signed = key("https://h.example/a?sig=secret");
+        assert!(signed.starts_with("https://h.example/a?sha256=") && !signed.contains("secret"));
+        assert_ne!(signed, key("https://h.example/a?sig=other"));
+    }
+}

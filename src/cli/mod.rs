@@ -1,0 +1,120 @@
+//! The command line: one file a command.
+
+mod api;
+mod ca;
+mod env;
+mod gc;
+mod run;
+mod serve;
+mod verify;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::config::CommonArgs;
+use crate::error::Exit;
+
+/// A caching, verifying forward proxy for Terraform and OpenTofu
+#[derive(Parser)]
+#[command(name = "larder", version, arg_required_else_help = true)]
+#[command(after_help = "Start with: larder run -- terraform init")]
+struct Cli {
+    #[command(flatten)]
+    common: CommonArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the proxy in the foreground until SIGTERM or SIGINT
+    Serve(serve::Args),
+    /// Run a command whose Terraform traffic goes through the cache
+    Run(run::Args),
+    /// Print the settings that send a shell's Terraform traffic through the proxy
+    Env(env::Args),
+    /// Show or renew larder's certificate authority
+    Ca(ca::Args),
+    /// Hash every blob again and check every index entry
+    Verify(verify::Args),
+    /// Evict what was used longest ago
+    Gc(gc::Args),
+    /// Print shell completions
+    Completions { shell: clap_complete::Shell },
+}
+
+/// Runs the command that the process's arguments name.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Serve(args) => serve::main(&cli.common, &args),
+        Command::Run(args) => run::main(&cli.common, args),
+        Command::Env(args) => env::main(&cli.common, &args),
+        Command::Ca(args) => ca::main(&cli.common, &args),
+        Command::Verify(args) => verify::main(&cli.common, &args),
+        Command::Gc(args) => gc::main(&cli.common, &args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "larder", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    outcome.unwrap_or_else(|exit| {
+        eprintln!("larder: {exit}");
+        ExitCode::from(exit.code)
+    })
+}
+
+/// Prints to stdout. A reader that left early (`| head`) is no failure.
+fn print(text: &str) -> Result<(), Exit> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Exit::failed(format!("stdout: {e}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `38.5 MB`: for people, in powers of 1000.
+fn human(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "kB", "MB", "GB"] {
+        if value < 1000.0 {
+            return match unit {
+                "B" => format!("{bytes} B"),
+                _ => format!("{value:.1} {unit}"),
+            };
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.1} TB")
+}
+
+/// The runtime of a command that talks or serves.
+fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
+    tokio::runtime::Runtime::new().map_err(|e| Exit::failed(format!("no runtime: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_for_people() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (38_500_000, "38.5 MB"),
+            (5_000_000_000, "5.0 GB"),
+        ] {
+            assert_eq!(human(bytes), text);
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! `larder run -- CMD`: a command whose Terraform traffic goes through the cache.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use http_body_util::BodyExt as _;
+use hyper::Method;
+use hyper::body::Incoming;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{CommonArgs, Config, ServeArgs};
+use crate::error::Exit;
+use crate::instance::{self, Running};
+use crate::server::LeaseInfo;
+
+/// For the proxy to come up, over all attempts.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOG_LIMIT: u64 = 1 << 20;
+/// larder itself failed.
+const FAILED: u8 = 125;
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    serve: ServeArgs,
+    /// The command and its arguments
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
+    command: Vec<OsString>,
+}
+
+pub fn main(common: &CommonArgs, args: Args) -> Result<ExitCode, Exit> {
+    let outcome = Config::settle(common, &args.serve)
+        .and_then(|config| super::runtime()?.block_on(run(common, &args, &config)));
+    outcome.map_err(|exit| Exit {
+        code: if exit.code >= FAILED {
+            exit.code
+        } else {
+            FAILED
+        },
+        message: exit.message,
+    })
+}
+
+async fn run(common: &CommonArgs, args: &Args, config: &Config) -> Result<ExitCode, Exit> {
+    let lease = Lease::take(common, &args.serve, config).await?;
+    let settings = super::env::settings(config, lease.info.addr)?;
+    let program = &args.command[0];
+    let mut command = Command::new(program);
+    command.args(&args.command[1..]).envs(settings);
+    let signals = Signals::listen()?;
+    let child = command.spawn().map_err(|e| Exit {
+        code: match e.kind() {
+            std::io::ErrorKind::NotFound => NOT_FOUND,
+            _ => NOT_EXECUTABLE,
+        },
+        message: format!(
+            "{}: {e}; is it installed and on the PATH?",
+            program.to_string_lossy()
+        ),
+    })?;
+    let status = signals.forward_until_exit(child).await?;
+    match lease.summary().await {
+        Ok(info) => eprintln!(
+            "larder: {} from cache, {} from upstream, {} archives verified",
+            super::human(info.from_cache),
+            super::human(info.from_upstream),
+            info.verified
+        ),
+        Err(e) => eprintln!("larder: the proxy is gone before its time: {e}"),
+    }
+    Ok(exit_code(status))
+}
+
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = match (status.code(), status.signal()) {
+        (Some(code), _) => code as u8,
+        (None, Some(signal)) => 128u8.wrapping_add(signal as u8),
+        (None, None) => FAILED,
+    };
+    ExitCode::from(code)
+}
+
+/// A listener of one's own in the process that has the data dir.
+struct Lease {
+    info: LeaseInfo,
+    running: Running,
+    /// As long as this is open, the lease lasts.
+    _open: Incoming,
+}
+
+impl Lease {
+    /// From whoever has the data dir, or else from a proxy started for it.
+    async fn take(common: &CommonArgs, serve: &ServeArgs, config: &Config) -> Result<Self, Exit> {
+        let start = Instant::now();
+        let mut started: Option<(Child, PathBuf, u64)> = None;
+        let mut last = String::from("did not come up");
+        while start.elapsed() < PATIENCE {
+            match instance::find(&config.data_dir) {
+                Some(running) if running.addr.is_some() => match Self::ask(running).await {
+                    Ok(lease) => return Ok(lease),
+                    // It may be ending: then its place is free in a moment.
+                    Err(e) => last = e,
+                },
+                Some(_) => {}
+                None => match &mut started {
+                    None => started = Some(start_proxy(common, serve, config)?),
+                    Some((child, log, from)) => {
+                        if let Ok(Some(status)) = child.try_wait() {
+                            // Another run may have been first; if nobody was, it could not start.
+                            if !status.success() && instance::find(&config.data_dir).is_none() {
+                                return Err(Exit::failed(log_since(log, *from)));
+                            }
+                            started = None;
+                        }
+                    }
+                },
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Err(Exit::failed(format!(
+            "the proxy for {} {last}; see {}",
+            config.data_dir.display(),
+            log_path(&config.data_dir).display()
+        )))
+    }
+
+    async fn ask(running: Running) -> Result<Self, String> {
+        let response =
+            super::api::send(&running, Method::POST, "/api/v1/lease", String::new()).await?;
+        let status = response.status();
+        let mut open = response.into_body();
+        let mut text = Vec::new();
+        while !text.contains(&b'\n') {
+            let frame = open.frame().await.ok_or("ended while it was asked")?;
+            let frame = frame.map_err(|e| e.to_string())?;
+            text.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            if !status.is_success() {
+                return Err(format!("answered {status}"));
+            }
+        }
+        let info = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+        Ok(Self {
+            info,
+            running,
+            _open: open,
+        })
+    }
+
+    async fn summary(&self) -> Result<LeaseInfo, String> {
+        let path = format!("/api/v1/lease/{}", self.info.addr.port());
+        super::api::ask(&self.running, Method::GET, &path, &serde_json::Value::Null).await
+    }
+}
+
+/// Starts a proxy of its own, apart from the terminal: it outlives this run if others use it.
+fn start_proxy(
+    common: &CommonArgs,
+    serve: &ServeArgs,
+    config: &Config,
+) -> Result<(Child, PathBuf, u64), Exit> {
+    let path = log_path(&config.data_dir);
+    let broken = |e: std::io::Error| {
+        Exit::failed(format!(
+            "data_dir: {}: {e}; name a folder you can write to with --data-dir",
+            config.data_dir.display()
+        ))
+    };
+    std::fs::create_dir_all(&config.data_dir).map_err(broken)?;
+    let log = File::options()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(broken)?;
+    let mut from = log.metadata().map_or(0, |m| m.len());
+    if from > LOG_LIMIT {
+        log.set_len(0).map_err(broken)?;
+        from = 0;
+    }
+    let program = std::env::current_exe().map_err(broken)?;
+    let mut command = Command::new(program);
+    command
+        .args(["serve", "--until-unused", "--log-format", "json"])
+        .arg("--data-dir")
+        .arg(&config.data_dir)
+        .args(common.to_args())
+        .args(serve.to_args())
+        .args(["--listen", "127.0.0.1:0"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .process_group(0);
+    if let Some(parent) = &serve.upstream_proxy {
+        // It may hold a password, which arguments would show to every user.
+        command.env("LARDER_UPSTREAM_PROXY", parent.text());
+    }
+    let child = command.spawn().map_err(broken)?;
+    Ok((child, path, from))
+}
+
+fn log_path(data_dir: &Path) -> PathBuf {
+    data_dir.join("run.log")
+}
+
+/// What the proxy said when it could not start.
+fn log_since(path: &Path, from: u64) -> String {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|mut file| {
+        file.seek(SeekFrom::Start(from))?;
+        file.read_to_string(&mut text)
+    });
+    let words = text.lines().rfind(|line| line.starts_with("larder: "));
+    match (read, words) {
+        (Ok(_), Some(words)) => words.trim_start_matches("larder: ").to_owned(),
+        _ => format!("the proxy could not start; see {}", path.display()),
+    }
+}
+
+/// Signals that are meant for the command.
+struct Signals(Vec<(i32, tokio::signal::unix::Signal)>);
+
+impl Signals {
+    fn listen() -> Result<Self, Exit> {
+        let kinds = [
+            SignalKind::interrupt(),
+            SignalKind::quit(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+            SignalKind::user_defined1(),
+            SignalKind::user_defined2(),
+        ];
+        let mut all = Vec::new();
+        for kind in kinds {
+            let signal = signal(kind).map_err(|e| Exit::failed(format!("signals: {e}")))?;
+            all.push((kind.as_raw_value(), signal));
+        }
+        Ok(Self(all))
+    }
+
+    /// Passes signals on until the command ends.
+    async fn forward_until_exit(self, mut child: Child) -> Result<ExitStatus, Exit> {
+        let pid = rustix::process::Pid::from_child(&child);
+        let forwarders: Vec<_> = self
+            .0
+            .into_iter()
+            .map(|(number, mut signal)| {
+                tokio::spawn(async move {
+                    while signal.recv().await.is_some() {
+                        if comes_from_terminal(number) {
+                            // The terminal sent it to the command as well: twice would be too much
+                            // (terraform takes the second interrupt for "at once").
+                            continue;
+                        }
+                        if let Some(signal) = rustix::process::Signal::from_named_raw(number) {
+                            let _ = rustix::process::kill_process(pid, signal);
+                        }
+                    }
+                })
+            })
+            .collect();
+        let status = tokio::task::spawn_blocking(move || child.wait()).await;
+        for forwarder in forwarders {
+            forwarder.abort();
+        }
+        match status {
+            Ok(Ok(status)) => Ok(status),
+            Ok(Err(e)) => Err(Exit::failed(format!(
+                "the command cannot be waited for: {e}"
+            ))),
+            Err(e) => Err(Exit::failed(format!(
+                "the command cannot be waited for: {e}"
+            ))),
+        }
+    }
+}
+
+/// Whether an interrupt or quit reached the whole foreground group of the terminal.
+fn comes_from_terminal(number: i32) -> bool {
+    let by_key = number == SignalKind::interrupt().as_raw_value()
+        || number == SignalKind::quit().as_raw_value();
+    by_key
+        && File::open("/dev/tty")
+            .ok()
+            .and_then(|tty| rustix::termios::tcgetpgrp(tty).ok())
+            .is_some_and(|group| group == rustix::process::getpgrp())
+}

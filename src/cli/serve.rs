@@ -1,0 +1,204 @@
+//! `larder serve`
+
+use std::process::ExitCode;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::ca::{Ca, bundle};
+use crate::cache::Cache;
+use crate::cache::metadata::Metadata;
+use crate::config::{CommonArgs, Config, HostName, Parent, ServeArgs};
+use crate::digest::Digest;
+use crate::error::Exit;
+use crate::instance::Instance;
+use crate::server::Server;
+use crate::store::Store;
+use crate::telemetry::start_logs;
+use crate::upstream::Upstream;
+use crate::upstream::dial::{Dialer, NoProxy, ParentProxy};
+use crate::upstream::guard::Reach;
+
+/// A proxy started for runs waits so long for the first of them.
+const FIRST_LEASE: Duration = Duration::from_secs(30);
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    pub serve: ServeArgs,
+    /// End when the last `larder run` that uses this process ends
+    #[arg(long, hide = true)]
+    pub until_unused: bool,
+}
+
+pub fn main(common: &CommonArgs, args: &Args) -> Result<ExitCode, Exit> {
+    let config = Config::settle(common, &args.serve)?;
+    start_logs(common, config.log_format);
+    super::runtime()?.block_on(serve(config, args.until_unused))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(config: Config, until_unused: bool) -> Result<(), Exit> {
+    let mut stop = Stop::listen()?;
+    let mut instance = Instance::take(&config.data_dir)?;
+    let ca = Ca::open_or_create(&config.data_dir, &names(&config))?;
+    for name in names(&config).iter().filter(|name| !ca.permits(name)) {
+        tracing::warn!(%name, "the CA may not sign for this host; run `larder ca renew` and start larder again");
+    }
+    let mut roots = bundle::upstream_roots();
+    for path in &config.upstream_ca {
+        roots.extend(bundle::read_pem(path).map_err(|why| {
+            Exit::usage(format!(
+                "upstream_ca: {}: {why}; name a file of PEM certificates",
+                path.display()
+            ))
+        })?);
+    }
+    let store = Store::open(&config.data_dir, config.max_size)?;
+    let listeners = bind(&config).await?;
+    let addrs: Vec<_> = listeners
+        .iter()
+        .filter_map(|l| l.local_addr().ok())
+        .collect();
+    let dialer = Dialer {
+        offline: config.offline,
+        reach: match config.loopback_only() {
+            true => Reach::LikeTheUser,
+            false => Reach::PublicOnly,
+        },
+        connect_to: config.connect_to.clone(),
+        configured: config.intercept.clone(),
+        parent: parent(&config)?.filter(|parent| !is_own(&parent.proxy, &addrs)),
+        own: RwLock::new(addrs.clone()),
+    };
+    let upstream = Upstream::new(Arc::new(dialer), roots)
+        .map(Arc::new)
+        .map_err(|e| Exit::failed(format!("TLS cannot start: {e}")))?;
+    let metadata = Metadata::open(&config.data_dir, upstream.clone())?;
+    let cache = Cache::new(metadata, store, upstream);
+    let token = token()?;
+    if let Some(first) = addrs.first() {
+        instance
+            .announce(*first, token.clone())
+            .map_err(|e| Exit::usage(format!("data_dir: {}: {e}", config.data_dir.display())))?;
+    }
+    for addr in &addrs {
+        tracing::info!(%addr, data_dir = %config.data_dir.display(), budget = cache.store.budget(), offline = config.offline, "listening");
+    }
+    let server = Server::new(config, ca, cache, token);
+    let unused = server.clone();
+    let until = async {
+        tokio::select! {
+            () = stop.wait() => {}
+            () = unused.all_leases_over(FIRST_LEASE), if until_unused => {}
+        }
+    };
+    server.run(listeners, until).await;
+    Ok(())
+}
+
+/// The names that the CA is to be constrained to.
+pub fn names(config: &Config) -> Vec<HostName> {
+    let mut names: Vec<HostName> = Vec::new();
+    let intercepted = config.intercept.iter().map(|authority| &authority.host);
+    for name in intercepted.chain(&config.hostnames) {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    names
+}
+
+async fn bind(config: &Config) -> Result<Vec<TcpListener>, Exit> {
+    let mut listeners = Vec::new();
+    for addr in &config.listen {
+        let listener = TcpListener::bind(addr).await.map_err(|e| {
+            Exit::usage(format!(
+                "listen: {addr}: {e}; free it, or name another address with --listen (port 0 picks a free one)"
+            ))
+        })?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+/// The configured parent, or the one that the environment names.
+fn parent(config: &Config) -> Result<Option<ParentProxy>, Exit> {
+    let inherited = |names: [&str; 2]| {
+        names
+            .iter()
+            .filter_map(|name| std::env::var(name).ok())
+            .find(|value| !value.is_empty())
+    };
+    let except = NoProxy::parse(&inherited(["NO_PROXY", "no_proxy"]).unwrap_or_default());
+    let proxy = match &config.upstream_proxy {
+        Some(proxy) => Some(proxy.clone()),
+        None => inherited(["HTTPS_PROXY", "https_proxy"])
+            .map(|value| {
+                value.parse::<Parent>().map_err(|e| {
+                    Exit::usage(format!("HTTPS_PROXY as inherited: {e}; mend or unset it"))
+                })
+            })
+            .transpose()?,
+    };
+    Ok(proxy.map(|proxy| ParentProxy { proxy, except }))
+}
+
+/// An inherited HTTPS_PROXY may well be this very larder.
+fn is_own(parent: &Parent, listeners: &[std::net::SocketAddr]) -> bool {
+    let host = &parent.authority.host;
+    listeners.iter().any(|own| {
+        own.port() == parent.authority.port
+            && (host.as_str() == "localhost"
+                || host
+                    .ip()
+                    .is_some_and(|ip| ip == own.ip() || ip.is_loopback()))
+    })
+}
+
+fn token() -> Result<String, Exit> {
+    let mut bytes = [0u8; 32];
+    rustls::crypto::aws_lc_rs::default_provider()
+        .secure_random
+        .fill(&mut bytes)
+        .map_err(|_| Exit::failed("the system gives no random bytes"))?;
+    Ok(Digest::of(&bytes).to_string())
+}
+
+/// SIGTERM or SIGINT. A second one ends the process at once.
+struct Stop {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn listen() -> Result<Self, Exit> {
+        let on = |kind| signal(kind).map_err(|e| Exit::failed(format!("signals: {e}")));
+        Ok(Self {
+            term: on(SignalKind::terminate())?,
+            int: on(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+        let (Ok(mut term), Ok(mut int)) = (
+            signal(SignalKind::terminate()),
+            signal(SignalKind::interrupt()),
+        ) else {
+            return;
+        };
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+            std::process::exit(1);
+        });
+    }
+}

@@ -1,0 +1,242 @@
+//! One connection: what speaks on it is told by its first byte.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::server::Acceptor;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_rustls::LazyConfigAcceptor;
+
+use super::io::{Patient, Peeked, Stream};
+use super::respond::Body;
+use super::{Entrance, origin, proxy};
+use crate::config::{Authority, HostName};
+use crate::telemetry::METRICS;
+
+/// For the first byte, a handshake, a request's head, and between requests.
+pub const IDLE: Duration = Duration::from_secs(30);
+const HEAD_LIMIT: usize = 64 << 10;
+/// An idle connection is told of draining for so long, then dropped.
+const FAREWELL: Duration = Duration::from_millis(200);
+/// Alert: fatal, `unrecognized_name` (RFC 6066 section 3)
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+/// Whom the requests on a connection are for.
+#[derive(Clone)]
+pub enum Role {
+    /// The listener: proxying and own pages
+    Front,
+    /// Own pages alone: larder asked through larder
+    Pages,
+    /// An intercepted host
+    Origin(Authority),
+}
+
+/// What the requests on one connection share.
+#[derive(Clone)]
+pub struct Peer {
+    pub entrance: Entrance,
+    pub addr: SocketAddr,
+    /// Held while draining must wait for this connection
+    pub alive: Option<mpsc::Sender<()>>,
+    /// Requests whose answers are not over
+    pub running: Arc<AtomicUsize>,
+}
+
+/// A connection that was accepted.
+pub async fn handle(
+    entrance: Entrance,
+    stream: TcpStream,
+    addr: SocketAddr,
+    alive: Option<mpsc::Sender<()>>,
+) {
+    let _ = stream.set_nodelay(true);
+    let peer = Peer {
+        entrance,
+        addr,
+        alive,
+        running: Arc::default(),
+    };
+    METRICS.connections.inc();
+    greet(peer, Patient::new(stream), Role::Front).await;
+    METRICS.connections.dec();
+}
+
+/// Boxed, since a connection may hold another one.
+pub type Served = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Looks at the first byte and serves what speaks.
+pub fn greet(peer: Peer, stream: impl Stream, role: Role) -> Served {
+    Box::pin(greet_inner(peer, stream, role))
+}
+
+/// After CONNECT to an intercepted host: TLS with the very name that was asked for.
+pub fn intercept(peer: Peer, stream: impl Stream, authority: Authority) -> Served {
+    Box::pin(intercept_inner(peer, stream, authority))
+}
+
+async fn greet_inner(peer: Peer, stream: impl Stream, role: Role) {
+    let mut draining = peer.entrance.server.draining.subscribe();
+    let peeked = tokio::select! {
+        peeked = timeout(IDLE, Peeked::new(stream)) => peeked,
+        _ = draining.wait_for(|on| *on) => return,
+    };
+    let Ok(Ok(Some(stream))) = peeked else {
+        return;
+    };
+    if stream.is_tls() {
+        accept_tls(peer, stream, None).await;
+    } else {
+        serve(peer, stream, role).await;
+    }
+}
+
+async fn intercept_inner(peer: Peer, stream: impl Stream, authority: Authority) {
+    let mut draining = peer.entrance.server.draining.subscribe();
+    let peeked = tokio::select! {
+        peeked = timeout(IDLE, Peeked::new(stream)) => peeked,
+        _ = draining.wait_for(|on| *on) => return,
+    };
+    let Ok(Ok(Some(mut stream))) = peeked else {
+        return;
+    };
+    if stream.is_tls() {
+        accept_tls(peer, stream, Some(authority)).await;
+        return;
+    }
+    tracing::info!(peer = %peer.addr, host = %authority, "plain bytes after CONNECT; closed");
+    let body = r#"{"errors":["larder: this host is served over TLS alone; use an https URL"]}"#;
+    let answer = format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let _ = timeout(IDLE, stream.write_all(answer.as_bytes())).await;
+    let _ = timeout(IDLE, stream.shutdown()).await;
+}
+
+/// Shakes hands for the CONNECT's host, or for whom the ClientHello names.
+async fn accept_tls(peer: Peer, stream: impl Stream, connect: Option<Authority>) {
+    let server = peer.entrance.server.clone();
+    let mut draining = server.draining.subscribe();
+    let handshake = async {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), stream)
+            .await
+            .ok()?;
+        let named = start.client_hello().server_name().map(str::to_owned);
+        let named: Option<HostName> = match named {
+            Some(name) => Some(name.parse().ok()?),
+            None => None,
+        };
+        let chosen = choose(&peer, connect.as_ref(), named.as_ref());
+        let config = chosen.as_ref().and_then(|(name, _)| {
+            server
+                .ca
+                .server_config(name)
+                .inspect_err(|error| tracing::error!(%name, %error, "a leaf cannot be minted"))
+                .ok()
+        });
+        let (Some((_, role)), Some(config)) = (chosen, config) else {
+            tracing::info!(peer = %peer.addr, sni = ?named.map(|n| n.to_string()), connect = ?connect.map(|a| a.to_string()), "TLS for a name that is not served here; closed");
+            let mut stream = start.io;
+            let _ = stream.write_all(&UNRECOGNIZED_NAME).await;
+            let _ = stream.shutdown().await;
+            return None;
+        };
+        let tls = start.into_stream(config).await;
+        if let Err(error) = &tls {
+            tracing::debug!(peer = %peer.addr, %error, "TLS handshake failed; does the client trust larder's CA? `larder env` sets it up");
+        }
+        Some((tls.ok()?, role))
+    };
+    let done = tokio::select! {
+        done = timeout(IDLE, handshake) => done,
+        _ = draining.wait_for(|on| *on) => return,
+    };
+    if let Ok(Some((tls, role))) = done {
+        serve(peer, tls, role).await;
+    }
+}
+
+/// The name for the leaf, and whose requests come.
+fn choose(
+    peer: &Peer,
+    connect: Option<&Authority>,
+    named: Option<&HostName>,
+) -> Option<(HostName, Role)> {
+    let server = &peer.entrance.server;
+    if let Some(authority) = connect {
+        let fits = match named {
+            Some(name) => *name == authority.host,
+            // Addresses are never named in a ClientHello (RFC 6066 section 3).
+            None => authority.host.ip().is_some(),
+        };
+        return fits.then(|| (authority.host.clone(), Role::Origin(authority.clone())));
+    }
+    let Some(name) = named else {
+        let own: HostName = match peer.entrance.local.ip() {
+            ip if ip.is_loopback() => ip.to_string().parse().ok()?,
+            _ => "localhost".parse().ok()?,
+        };
+        return server.ca.permits(&own).then_some((own, Role::Front));
+    };
+    if !server.ca.permits(name) {
+        return None;
+    }
+    if server.is_own_name(name) {
+        return Some((name.clone(), Role::Front));
+    }
+    let authority = server.config.intercept.iter().find(|a| a.host == *name)?;
+    Some((name.clone(), Role::Origin(authority.clone())))
+}
+
+/// HTTP/1.1 until the peer or draining ends it.
+async fn serve(peer: Peer, stream: impl Stream, role: Role) {
+    let mut draining = peer.entrance.server.draining.subscribe();
+    let running = peer.running.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (peer, role) = (peer.clone(), role.clone());
+        async move {
+            Ok::<Response<Body>, std::convert::Infallible>(dispatch(peer, role, request).await)
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .max_buf_size(HEAD_LIMIT)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::pin!(connection);
+    tokio::select! {
+        result = connection.as_mut() => {
+            if let Err(error) = result {
+                tracing::debug!(%error, "connection ended");
+            }
+            return;
+        }
+        _ = draining.wait_for(|on| *on) => connection.as_mut().graceful_shutdown(),
+    }
+    if running.load(Ordering::SeqCst) == 0 {
+        let _ = timeout(FAREWELL, connection).await;
+    } else {
+        let _ = connection.await;
+    }
+}
+
+async fn dispatch(peer: Peer, role: Role, request: Request<Incoming>) -> Response<Body> {
+    match role {
+        Role::Front => proxy::answer(peer, request, true).await,
+        Role::Pages => proxy::answer(peer, request, false).await,
+        Role::Origin(authority) => origin::answer(peer, authority, request).await,
+    }
+}

@@ -1,0 +1,205 @@
+//! Connections: what speaks on them, who they are for, how long they may take, and draining.
+
+mod connection;
+mod control;
+mod io;
+mod origin;
+mod pages;
+mod proxy;
+mod respond;
+mod tunnel;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, watch};
+
+use crate::ca::Ca;
+use crate::cache::Cache;
+use crate::config::{Authority, Config, HostName};
+
+pub use control::{Lease, LeaseInfo};
+
+/// Client connections at once; further ones wait to be accepted.
+const CONNECTIONS: usize = 4096;
+
+/// Everything that a connection needs.
+pub struct Server {
+    pub config: Config,
+    pub ca: Ca,
+    pub cache: Arc<Cache>,
+    /// What the API asks for
+    pub token: String,
+    tunnels: Semaphore,
+    connections: Arc<Semaphore>,
+    draining: watch::Sender<bool>,
+    leases: Mutex<Vec<Arc<Lease>>>,
+    /// How many leases there are; none before the first
+    lease_count: watch::Sender<Option<usize>>,
+    /// Cloned into all that draining waits for
+    alive: Mutex<Option<mpsc::Sender<()>>>,
+}
+
+/// What was done for the clients of one listener.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub from_cache: AtomicU64,
+    pub from_upstream: AtomicU64,
+    pub verified: AtomicUsize,
+}
+
+/// A listener's share in all its connections.
+#[derive(Clone)]
+struct Entrance {
+    server: Arc<Server>,
+    tally: Arc<Tally>,
+    local: SocketAddr,
+}
+
+impl Server {
+    pub fn new(config: Config, ca: Ca, cache: Arc<Cache>, token: String) -> Arc<Self> {
+        Arc::new(Self {
+            config,
+            ca,
+            cache,
+            token,
+            tunnels: Semaphore::new(tunnel::TUNNELS),
+            connections: Arc::new(Semaphore::new(CONNECTIONS)),
+            draining: watch::Sender::new(false),
+            leases: Mutex::default(),
+            lease_count: watch::Sender::new(None),
+            alive: Mutex::default(),
+        })
+    }
+
+    /// Serves on the listeners until `stop` comes, then drains: idle connections close at once,
+    /// running requests may finish within the configured time.
+    pub async fn run(self: Arc<Self>, listeners: Vec<TcpListener>, stop: impl Future<Output = ()>) {
+        let (alive, mut all_gone) = mpsc::channel::<()>(1);
+        *self.alive.lock().unwrap_or_else(|e| e.into_inner()) = Some(alive);
+        for listener in listeners {
+            self.clone().listen(listener, Arc::default(), None);
+        }
+        stop.await;
+        tracing::info!("draining");
+        self.draining.send_replace(true);
+        self.alive.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let drained = tokio::time::timeout(self.config.drain_timeout, all_gone.recv()).await;
+        match drained {
+            Ok(_) => tracing::info!("drained"),
+            Err(_) => {
+                tracing::warn!("requests were still running after the drain timeout; cut short")
+            }
+        }
+    }
+
+    /// Waits until there was a lease and none is left.
+    pub async fn all_leases_over(&self, patience: Duration) {
+        let mut count = self.lease_count.subscribe();
+        if tokio::time::timeout(patience, count.wait_for(Option::is_some))
+            .await
+            .is_err()
+        {
+            return;
+        }
+        // The sender lives as long as the server.
+        let _ = count.wait_for(|count| *count == Some(0)).await;
+    }
+
+    /// Accepts in the background.
+    fn listen(
+        self: Arc<Self>,
+        listener: TcpListener,
+        tally: Arc<Tally>,
+        until: Option<watch::Receiver<bool>>,
+    ) {
+        tokio::spawn(self.accept(listener, tally, until));
+    }
+
+    /// Accepts until draining begins or `until` (a lease) ends.
+    async fn accept(
+        self: Arc<Self>,
+        listener: TcpListener,
+        tally: Arc<Tally>,
+        until: Option<watch::Receiver<bool>>,
+    ) {
+        let Ok(local) = listener.local_addr() else {
+            return;
+        };
+        let mut draining = self.draining.subscribe();
+        let mut until = until.unwrap_or_else(|| self.draining.subscribe());
+        let entrance = Entrance {
+            server: self.clone(),
+            tally,
+            local,
+        };
+        loop {
+            let accepted = tokio::select! {
+                accepted = async {
+                    let place = self.connections.clone().acquire_owned().await;
+                    (place, listener.accept().await)
+                } => accepted,
+                _ = draining.wait_for(|on| *on) => return,
+                _ = until.wait_for(|over| *over) => return,
+            };
+            match accepted {
+                (Ok(place), Ok((stream, peer))) => {
+                    let entrance = entrance.clone();
+                    let alive = self.stay_alive();
+                    tokio::spawn(async move {
+                        connection::handle(entrance, stream, peer, alive).await;
+                        drop(place);
+                    });
+                }
+                (_, Err(error)) => {
+                    // Out of file descriptors, say: others must close theirs first.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                (Err(_), _) => return,
+            }
+        }
+    }
+
+    /// Something that draining waits for, until it is dropped. None when draining has begun.
+    fn stay_alive(&self) -> Option<mpsc::Sender<()>> {
+        self.alive.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// Whether `host` is intercepted, on whatever port.
+    fn is_intercepted_host(&self, host: &HostName) -> bool {
+        self.config.intercept.iter().any(|a| a.host == *host)
+    }
+
+    fn is_intercepted(&self, authority: &Authority) -> bool {
+        self.config.intercept.contains(authority)
+    }
+
+    /// Whether larder itself goes by that name.
+    fn is_own_name(&self, host: &HostName) -> bool {
+        host.as_str() == "localhost" || self.config.hostnames.contains(host)
+    }
+}
+
+impl Entrance {
+    /// Whether the authority is this listener.
+    fn is_own(&self, authority: &Authority) -> bool {
+        let by_address = |ip: std::net::IpAddr| {
+            ip == self.local.ip()
+                || ip.is_loopback()
+                    && (self.local.ip().is_loopback() || self.local.ip().is_unspecified())
+        };
+        authority.port == self.local.port()
+            && (self.server.is_own_name(&authority.host)
+                || authority.host.ip().is_some_and(by_address))
+    }
+}
+
+impl Tally {
+    fn add(&self, counter: &AtomicU64, bytes: u64) {
+        counter.fetch_add(bytes, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,509 @@
+//! Requests for intercepted hosts: documents, archives, and what is neither.
+
+use std::time::{Duration, SystemTime};
+
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper::header::{
+    ACCEPT, ACCEPT_ENCODING, AGE, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HOST, HeaderMap,
+    HeaderName, HeaderValue, LAST_MODIFIED, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE, USER_AGENT,
+};
+use hyper::http::request::Parts;
+use hyper::{Method, Request, Response, StatusCode, Version};
+use tokio::time::Instant;
+use url::Url;
+
+use super::connection::Peer;
+use super::proxy::is_private;
+use super::respond::{
+    Answer, ArchiveBytes, Body, Trace, archive, full, not_modified, nothing, reading, sf_string,
+};
+use crate::cache::catalogue::own_path;
+use crate::cache::document::{Document, end_to_end};
+use crate::cache::fill::{DigestKnown, Refusal};
+use crate::cache::follower::Reader;
+use crate::cache::metadata::{Answer as Found, How, Wish, offline};
+use crate::cache::{Archive, HeadOnly, Passing};
+use crate::config::{Authority, ThirdParty};
+use crate::digest::Digest;
+use crate::error::{Error, Kind as ErrorKind};
+use crate::store::Held;
+use crate::terraform::registry::rewrite_download;
+use crate::terraform::route::{Kind, OWN_PREFIX, check_path, route};
+use crate::upstream::{Ask, RequestBody, no_body};
+
+/// For the head of an answer that is passed on.
+const PASS_DEADLINE: Duration = Duration::from_secs(7);
+/// Where the request has a body to send first.
+const PASS_WITH_BODY_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Answers a request that came for `authority`.
+pub async fn answer(
+    peer: Peer,
+    authority: Authority,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    let shown = format!("https://{}{}", authority.in_https_url(), parts.uri.path());
+    let trace = Trace::begin(&peer, &parts.method, shown);
+    let asking = Asking {
+        peer,
+        authority,
+        parts,
+    };
+    let answer = asking.answer(body).await;
+    trace.send(answer.unwrap_or_else(|e| Answer::error(&e)))
+}
+
+struct Asking {
+    peer: Peer,
+    authority: Authority,
+    parts: Parts,
+}
+
+impl Asking {
+    async fn answer(&self, body: Incoming) -> Result<Answer, Error> {
+        self.check()?;
+        let mut url = self.url()?;
+        let path = self.parts.uri.path();
+        let mut kind = route(path);
+        if path.starts_with(OWN_PREFIX) {
+            let catalogue = self.peer.entrance.server.cache.metadata.catalogue();
+            let named = catalogue.named(&self.authority.in_https_url(), path);
+            let named = named.ok_or_else(|| {
+                Error::new(
+                    ErrorKind::NotFound,
+                    format!(
+                        "{path}: no document of {} names this; ask its registry again",
+                        self.authority.host
+                    ),
+                )
+            })?;
+            (url, kind) = (named.url, named.kind);
+        }
+        let plain = matches!(self.parts.method, Method::GET | Method::HEAD);
+        if !plain {
+            return self.pass(&url, body.boxed()).await;
+        }
+        match (kind, is_private(&self.parts.headers)) {
+            (Kind::Archive, private) if self.parts.method == Method::GET => {
+                self.archive(&url, private).await
+            }
+            (_, true) => self.pass(&url, no_body()).await,
+            (Kind::Archive, false) => self.archive_head(&url).await,
+            (kind, false) => self.document(&url, kind).await,
+        }
+    }
+
+    /// Refuses what names another host, or a path that servers read differently.
+    fn check(&self) -> Result<(), Error> {
+        let uri = &self.parts.uri;
+        let bad = |words: String| Error::new(ErrorKind::BadRequest, words);
+        if self.parts.method == Method::CONNECT {
+            return Err(bad("CONNECT within an intercepted connection".into()));
+        }
+        let hosts: Vec<_> = self.parts.headers.get_all(HOST).iter().collect();
+        let named_in_url = uri.authority().map(|a| a.as_str());
+        let host = match (hosts[..].first(), hosts.len()) {
+            (Some(host), 1) => Some(host.to_str().map_err(|_| bad("Host is no host".into()))?),
+            (None, _) if self.parts.version < Version::HTTP_11 || named_in_url.is_some() => None,
+            (None, _) => return Err(bad("the request has no Host".into())),
+            _ => return Err(bad("the request has several Host headers".into())),
+        };
+        for named in [host, named_in_url].into_iter().flatten() {
+            if !is_host(named, &self.authority, 443) {
+                return Err(Error::new(
+                    ErrorKind::Misdirected,
+                    format!(
+                        "this connection is for {}, the request is for another host; open a connection for that one",
+                        self.authority
+                    ),
+                ));
+            }
+        }
+        if uri.scheme_str().is_some_and(|scheme| scheme != "https") {
+            return Err(bad("the request's URL is not https".into()));
+        }
+        check_path(uri.path()).map_err(|why| bad(format!("the path {why}")))
+    }
+
+    fn url(&self) -> Result<Url, Error> {
+        let path = self.parts.uri.path_and_query().map_or("/", |p| p.as_str());
+        Url::parse(&format!("https://{}{path}", self.authority))
+            .map_err(|e| Error::new(ErrorKind::BadRequest, format!("the URL is none: {e}")))
+    }
+
+    /// The headers that go upstream for an answer that all may share: nothing that could choose
+    /// another answer than the key says, nothing that identifies a client.
+    fn shared_headers(&self) -> HeaderMap {
+        let passed = |name: &HeaderName| {
+            *name == ACCEPT || *name == USER_AGENT || name.as_str().starts_with("x-terraform-")
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in &self.parts.headers {
+            if passed(name) {
+                headers.append(name.clone(), value.clone());
+            }
+        }
+        headers
+    }
+
+    async fn document(&self, url: &Url, kind: Kind) -> Result<Answer, Error> {
+        let wish = Wish {
+            url: url.clone(),
+            kind,
+            headers: self.shared_headers(),
+        };
+        let cache = &self.peer.entrance.server.cache;
+        let (document, how) = match cache.metadata.get(&wish).await? {
+            Found::Document(document, how) => (document, how),
+            Found::TooLarge => return self.pass(url, no_body()).await,
+        };
+        let (words, outcome) = match &how {
+            How::Hit(left) => (format!("hit; ttl={}", left.as_secs()), "hit"),
+            How::Offline => ("hit; detail=offline".to_owned(), "hit"),
+            How::Revalidated => ("fwd=stale; fwd-status=304".to_owned(), "revalidated"),
+            How::Miss { collapsed, kept } => {
+                let collapsed = if *collapsed { "; collapsed" } else { "" };
+                let stored = if *kept { "; stored" } else { "" };
+                let status = document.status.as_u16();
+                (
+                    format!("fwd=miss; fwd-status={status}{stored}{collapsed}"),
+                    "miss",
+                )
+            }
+            How::LastGood(cause) => {
+                let cause = sf_string(&format!("last good answer, upstream failed: {cause}"));
+                (format!("fwd=stale; detail={cause}"), "stale")
+            }
+        };
+        let mut answer = Answer::new(self.from_document(&document), outcome);
+        answer.cache_status(&words);
+        Ok(answer)
+    }
+
+    fn from_document(&self, document: &Document) -> Response<Body> {
+        let mut headers = document.headers.clone();
+        let mut body = document.body.clone();
+        if let Some(rewritten) = self.rewritten(document) {
+            let etag = format!("\"larder-{}\"", Digest::of(&rewritten).short(32));
+            body = rewritten.into();
+            for name in ["content-md5", "digest", "content-digest", "repr-digest"] {
+                headers.remove(name);
+            }
+            headers.remove(LAST_MODIFIED);
+            headers.insert(
+                ETAG,
+                HeaderValue::try_from(etag).expect("hexadecimal digits are a header value"),
+            );
+        }
+        if let Ok(age) = SystemTime::now().duration_since(document.validated) {
+            if age.as_secs() > 0 {
+                headers.insert(AGE, HeaderValue::from(age.as_secs()));
+            }
+        }
+        let mut response = Response::new(nothing());
+        *response.status_mut() = document.status;
+        if document.status.is_success() && not_modified(&self.parts.headers, &headers) {
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            headers.remove(CONTENT_TYPE);
+        } else if document.status != StatusCode::NO_CONTENT {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+            if self.parts.method != Method::HEAD {
+                *response.body_mut() = full(body);
+            }
+        }
+        *response.headers_mut() = headers;
+        response
+    }
+
+    /// A download document whose URLs elsewhere lead through this registry host.
+    fn rewritten(&self, document: &Document) -> Option<Vec<u8>> {
+        document.download.as_ref()?;
+        let server = &self.peer.entrance.server;
+        if server.config.third_party != ThirdParty::Rewrite {
+            return None;
+        }
+        let here = self.authority.in_https_url();
+        rewrite_download(&document.base, &document.body, |url| {
+            let elsewhere = Authority::of(url).is_some_and(|a| !server.is_intercepted(&a));
+            (elsewhere && url.scheme() == "https")
+                .then(|| format!("https://{here}{}", own_path(url)))
+        })
+    }
+
+    async fn archive(&self, url: &Url, private: bool) -> Result<Answer, Error> {
+        let cache = &self.peer.entrance.server.cache;
+        let found = match private {
+            true => {
+                cache
+                    .private_archive(url, forwarded_without_ranges(&self.parts.headers))
+                    .await?
+            }
+            false => cache.archive(url, self.shared_headers()).await?,
+        };
+        match found {
+            Archive::Held(held) => Ok(self.held(held)),
+            Archive::Refused(refusal) => Ok(refused(&refusal)),
+            Archive::Passing(passing) => self.passing(*passing),
+            Archive::Filling {
+                fill,
+                guard,
+                joined,
+            } => {
+                let head = match fill.head().await {
+                    Ok(head) => head,
+                    Err(no) => return Result::from(no).map(|refusal| refused(&refusal)),
+                };
+                let mut length = head.length;
+                if length.is_none() && self.parts.version < Version::HTTP_11 {
+                    // Its client could not tell a cut from the end: it gets a length.
+                    length = Some(fill.whole().await?);
+                }
+                let collapsed = if joined { "; collapsed" } else { "" };
+                let (words, verified) = match head.digest {
+                    DigestKnown::Never => ("fwd=miss; detail=no-digest-not-stored", false),
+                    _ => ("fwd=miss; stored", true),
+                };
+                let (sources, upstream) = (cache.sources().clone(), cache.upstream.clone());
+                let (at_fill, file) = ((&fill, guard), head.file.clone());
+                let response = archive(
+                    &self.parts.method,
+                    &self.parts.headers,
+                    head.headers.clone(),
+                    length,
+                    |at, end| reading(Reader::of_fill(at_fill, file, sources, upstream, (at, end))),
+                );
+                let mut answer = Answer::new(response, if joined { "collapsed" } else { "miss" });
+                answer.cache_status(&format!("{words}{collapsed}"));
+                answer.archive = Some(ArchiveBytes {
+                    from_cache: joined,
+                    verified,
+                });
+                Ok(answer)
+            }
+        }
+    }
+
+    fn held(&self, held: Held) -> Answer {
+        let headers = held_headers(&held);
+        let (file, size) = (held.file, held.size);
+        let response = archive(
+            &self.parts.method,
+            &self.parts.headers,
+            headers,
+            Some(size),
+            |at, end| reading(Reader::of_blob(file, at, end.unwrap_or(size))),
+        );
+        let mut answer = Answer::new(response, "hit");
+        answer.cache_status("hit");
+        answer.archive = Some(ArchiveBytes {
+            from_cache: true,
+            verified: self.parts.method == Method::GET,
+        });
+        answer
+    }
+
+    fn passing(&self, passing: Passing) -> Result<Answer, Error> {
+        if passing.length.is_none() && self.parts.version < Version::HTTP_11 {
+            return Err(Error::new(
+                ErrorKind::Incomplete,
+                "upstream announces no length, without which HTTP/1.0 cannot tell a whole archive from a part; use HTTP/1.1",
+            ));
+        }
+        let direct = passing.direct;
+        let response = archive(
+            &self.parts.method,
+            &self.parts.headers,
+            passing.headers,
+            passing.length,
+            |at, end| reading(Reader::of_upstream(direct, at, end)),
+        );
+        let mut answer = Answer::new(response, "pass");
+        answer.cache_status("fwd=bypass; detail=not-stored");
+        answer.archive = Some(ArchiveBytes {
+            from_cache: false,
+            verified: true,
+        });
+        Ok(answer)
+    }
+
+    async fn archive_head(&self, url: &Url) -> Result<Answer, Error> {
+        let cache = &self.peer.entrance.server.cache;
+        let (status, length, headers) = match cache.archive_head(url, self.shared_headers()).await?
+        {
+            HeadOnly::Held(held) => return Ok(self.held(held)),
+            HeadOnly::Upstream {
+                status,
+                length,
+                headers,
+            } => (status, length, headers),
+        };
+        let mut response = Response::new(nothing());
+        if status == StatusCode::OK {
+            response = archive(
+                &Method::HEAD,
+                &self.parts.headers,
+                headers,
+                length,
+                |_, _| nothing(),
+            );
+        } else {
+            *response.status_mut() = status;
+            *response.headers_mut() = headers;
+            if let Some(length) = length {
+                response
+                    .headers_mut()
+                    .insert(CONTENT_LENGTH, HeaderValue::from(length));
+            }
+        }
+        let mut answer = Answer::new(response, "miss");
+        answer.cache_status(&format!("fwd=miss; fwd-status={}", status.as_u16()));
+        Ok(answer)
+    }
+
+    /// Passes a request on for this client alone; nothing of the answer is kept.
+    async fn pass(&self, url: &Url, body: RequestBody) -> Result<Answer, Error> {
+        let upstream = &self.peer.entrance.server.cache.upstream;
+        if upstream.is_offline() {
+            return Err(offline(url));
+        }
+        let headers = forwarded(&self.parts.headers);
+        let plain = matches!(self.parts.method, Method::GET | Method::HEAD);
+        let response = if plain {
+            let ask = Ask {
+                method: self.parts.method.clone(),
+                url,
+                headers,
+                deadline: Instant::now() + PASS_DEADLINE,
+                follow: false,
+                purpose: "pass",
+            };
+            upstream.ask(&ask).await?
+        } else {
+            let mut request = Request::new(body);
+            *request.method_mut() = self.parts.method.clone();
+            *request.uri_mut() = url
+                .as_str()
+                .parse()
+                .map_err(|_| Error::new(ErrorKind::BadRequest, "the URL cannot be asked for"))?;
+            *request.headers_mut() = headers;
+            let deadline = Instant::now() + PASS_WITH_BODY_DEADLINE;
+            upstream.send(request, deadline, "pass").await?
+        };
+        Ok(relay(response, "fwd=bypass"))
+    }
+}
+
+/// Upstream's answer as it comes, for one client.
+pub fn relay(response: Response<Incoming>, words: &str) -> Answer {
+    let (parts, body) = response.into_parts();
+    let mut headers = end_to_end(&parts.headers);
+    for name in [SET_COOKIE, CONTENT_LENGTH] {
+        for value in parts.headers.get_all(&name) {
+            headers.append(name.clone(), value.clone());
+        }
+    }
+    let body = body.map_err(|e| {
+        Error::new(
+            ErrorKind::Incomplete,
+            format!("upstream cut the answer short: {e}"),
+        )
+    });
+    let mut relayed = Response::new(body.boxed_unsync());
+    *relayed.status_mut() = parts.status;
+    *relayed.headers_mut() = headers;
+    let mut answer = Answer::new(relayed, "pass");
+    answer.cache_status(words);
+    answer
+}
+
+/// A client's headers as they are passed on: end-to-end ones, without those for the proxy.
+pub fn forwarded(headers: &HeaderMap) -> HeaderMap {
+    let mut passed = end_to_end(headers);
+    for name in [
+        HOST,
+        CONNECTION,
+        PROXY_AUTHORIZATION,
+        TE,
+        TRAILER,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ] {
+        passed.remove(name);
+    }
+    passed
+}
+
+/// For an archive that is verified on the way, which must come whole.
+fn forwarded_without_ranges(headers: &HeaderMap) -> HeaderMap {
+    let mut passed = forwarded(headers);
+    for name in [
+        "range",
+        "if-range",
+        "if-none-match",
+        "if-modified-since",
+        "if-match",
+        "if-unmodified-since",
+    ] {
+        passed.remove(name);
+    }
+    passed.remove(ACCEPT_ENCODING);
+    passed
+}
+
+/// Whether a `Host` value names the authority, where `default` is the port that goes unsaid.
+pub fn is_host(value: &str, authority: &Authority, default: u16) -> bool {
+    let with_port = match value.rsplit_once(':') {
+        Some((_, port)) if !port.contains(']') => value.to_owned(),
+        _ => format!("{value}:{default}"),
+    };
+    // Clients may leave the port out even where it is not the default one.
+    let bare = value
+        .parse::<crate::config::HostName>()
+        .is_ok_and(|host| host == authority.host);
+    bare || with_port
+        .parse::<Authority>()
+        .is_ok_and(|named| named == *authority)
+}
+
+fn held_headers(held: &Held) -> HeaderMap {
+    let mut headers = crate::cache::document::headers_from_text(&held.record.headers);
+    if !headers.contains_key(ETAG) {
+        let etag = format!("\"sha256-{}\"", held.digest);
+        headers.insert(
+            ETAG,
+            HeaderValue::try_from(etag).expect("hexadecimal digits are a header value"),
+        );
+    }
+    headers
+}
+
+/// Upstream's refusal, relayed.
+fn refused(refusal: &Refusal) -> Answer {
+    let mut headers = refusal.headers.clone();
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(refusal.body.len()));
+    let mut response = Response::new(full(refusal.body.clone()));
+    *response.status_mut() = refusal.status;
+    *response.headers_mut() = headers;
+    let mut answer = Answer::new(response, "miss");
+    answer.cache_status(&format!("fwd=miss; fwd-status={}", refusal.status.as_u16()));
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_compared_with_its_port() {
+        let at = |s: &str| s.parse::<Authority>().expect(s);
+        assert!(is_host("A.example", &at("a.example"), 443));
+        assert!(is_host("a.example:443", &at("a.example"), 443));
+        assert!(is_host("a.example:8443", &at("a.example:8443"), 443));
+        assert!(!is_host("a.example:80", &at("a.example"), 443));
+        assert!(!is_host("b.example", &at("a.example"), 443));
+        assert!(!is_host("a.example@b.example", &at("a.example"), 443));
+    }
+}

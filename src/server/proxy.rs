@@ -1,0 +1,234 @@
+//! Requests to the listener itself: CONNECT, absolute-form (RFC 9112 section 3.2), own pages.
+
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap};
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
+
+use super::connection::{IDLE, Peer, Role, greet, intercept};
+use super::respond::{Answer, Body, Trace, nothing};
+use super::{origin, pages, tunnel};
+use crate::config::Authority;
+use crate::error::{Error, Kind};
+use crate::telemetry::METRICS;
+use crate::upstream::guard::Reach;
+
+/// Answers a request. `may_connect` is false on a connection that came through CONNECT.
+pub async fn answer(peer: Peer, request: Request<Incoming>, may_connect: bool) -> Response<Body> {
+    if request.method() == Method::CONNECT {
+        return connect(peer, request, may_connect).await;
+    }
+    match request.uri().scheme_str().map(str::to_owned) {
+        None => own_page(peer, request).await,
+        Some(scheme) => absolute(peer, request, &scheme).await,
+    }
+}
+
+async fn own_page(peer: Peer, request: Request<Incoming>) -> Response<Body> {
+    let shown = format!("larder:{}", request.uri().path());
+    let trace = Trace::begin(&peer, request.method(), shown);
+    let answer = pages::answer(&peer, request).await;
+    trace.send(answer)
+}
+
+/// `GET https://host/path` and `GET http://host/path`, asked of the proxy itself.
+async fn absolute(peer: Peer, request: Request<Incoming>, scheme: &str) -> Response<Body> {
+    let uri = request.uri().clone();
+    let default = if scheme == "https" { 443 } else { 80 };
+    let authority = uri.authority().and_then(|a| {
+        let port = a.port_u16().unwrap_or(default);
+        (!a.as_str().contains('@')).then_some(Authority::new(a.host().parse().ok()?, port))
+    });
+    let shown = |a: &Authority| format!("{scheme}://{a}{}", uri.path());
+    let Some(authority) = authority else {
+        let trace = Trace::begin(&peer, request.method(), "?".to_owned());
+        return trace.send(Answer::error(&Error::new(
+            Kind::BadRequest,
+            "the request names no host; ask for http://HOST/PATH",
+        )));
+    };
+    if peer.entrance.is_own(&authority) {
+        return own_page(peer, request).await;
+    }
+    if scheme == "https" && peer.entrance.server.is_intercepted(&authority) {
+        return origin::answer(peer, authority, request).await;
+    }
+    let trace = Trace::begin(&peer, request.method(), shown(&authority));
+    let outcome = match scheme {
+        "http" => forward(&peer, &authority, request).await,
+        _ => Err(Error::new(
+            Kind::BadRequest,
+            format!("{authority} is not intercepted; reach it through CONNECT"),
+        )),
+    };
+    trace.send(outcome.unwrap_or_else(|e| Answer::error(&e)))
+}
+
+/// Plain HTTP passes under the same rules as a tunnel.
+async fn forward(
+    peer: &Peer,
+    authority: &Authority,
+    mut request: Request<Incoming>,
+) -> Result<Answer, Error> {
+    let server = &peer.entrance.server;
+    judge(peer, authority)?;
+    let host = request.headers().get(HOST).and_then(|h| h.to_str().ok());
+    let agrees = host.is_none_or(|host| origin::is_host(host, authority, 80));
+    if !agrees {
+        return Err(Error::new(
+            Kind::BadRequest,
+            "Host and the request's URL name different hosts",
+        ));
+    }
+    // The URL is what counts (RFC 9112 section 3.2.2); the client writes Host from it.
+    request.headers_mut().remove(HOST);
+    let (parts, body) = request.into_parts();
+    let mut outgoing = Request::new(http_body_util::BodyExt::boxed(body));
+    *outgoing.method_mut() = parts.method;
+    *outgoing.uri_mut() = parts.uri;
+    *outgoing.headers_mut() = origin::forwarded(&parts.headers);
+    let deadline = Instant::now() + IDLE;
+    let upstream = &server.cache.upstream;
+    let response = upstream.send(outgoing, deadline, "forward").await?;
+    Ok(origin::relay(response, "fwd=bypass"))
+}
+
+/// CONNECT (RFC 9110 section 9.3.6).
+async fn connect(peer: Peer, request: Request<Incoming>, may_connect: bool) -> Response<Body> {
+    let asked = parse_connect(&request);
+    let shown = match &asked {
+        Ok(authority) => authority.to_string(),
+        Err(_) => "?".to_owned(),
+    };
+    let mut trace = Trace::begin(&peer, request.method(), shown);
+    let refuse = |trace: Trace, e: &Error| trace.send(Answer::error(e).with_reason(e));
+    let authority = match asked {
+        Ok(authority) if may_connect => authority,
+        Ok(_) => {
+            let words = "CONNECT within CONNECT to larder itself; connect directly";
+            return refuse(trace, &Error::new(Kind::Denied, words));
+        }
+        Err(e) => return refuse(trace, &e),
+    };
+    let server = peer.entrance.server.clone();
+    if peer.entrance.is_own(&authority) {
+        trace.log("own", 200, 0);
+        return upgrade(peer, request, |peer, io| greet(peer, io, Role::Pages));
+    }
+    if server.is_intercepted(&authority) {
+        if !server.ca.permits(&authority.host) {
+            let words = format!(
+                "the CA may not sign for {}: it was made for another host list; run `larder ca renew` and start larder again",
+                authority.host
+            );
+            return refuse(trace, &Error::new(Kind::Denied, words));
+        }
+        trace.log("intercept", 200, 0);
+        return upgrade(peer, request, |peer, io| intercept(peer, io, authority));
+    }
+    let reached = async {
+        judge(&peer, &authority)?;
+        let upstream = &server.cache.upstream;
+        upstream.dialer().dial(&authority).await
+    };
+    let far = match reached.await {
+        Ok(far) => far,
+        Err(e) => return refuse(trace, &e),
+    };
+    if server.tunnels.available_permits() == 0 {
+        let words = "too many tunnels are open; try again later";
+        return refuse(trace, &Error::new(Kind::Busy, words));
+    }
+    // Draining does not wait for tunnels.
+    trace.detach();
+    tokio::spawn(async move {
+        let Ok(_permit) = server.tunnels.try_acquire() else {
+            return;
+        };
+        let Ok(near) = hyper::upgrade::on(request).await else {
+            return;
+        };
+        METRICS.tunnels.inc();
+        let bytes = tunnel::run(TokioIo::new(near), far).await;
+        METRICS.tunnels.dec();
+        trace.log("tunnel", 200, bytes);
+    });
+    Response::new(nothing())
+}
+
+/// Says 200 and serves the connection that follows.
+fn upgrade<F>(
+    peer: Peer,
+    request: Request<Incoming>,
+    serve: impl FnOnce(Peer, TokioIo<hyper::upgrade::Upgraded>) -> F + Send + 'static,
+) -> Response<Body>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let nested = Peer {
+        running: std::sync::Arc::default(),
+        ..peer
+    };
+    tokio::spawn(async move {
+        match hyper::upgrade::on(request).await {
+            Ok(io) => serve(nested, TokioIo::new(io)).await,
+            Err(error) => tracing::debug!(%error, "a CONNECT was left before it began"),
+        }
+    });
+    Response::new(nothing())
+}
+
+fn parse_connect(request: &Request<Incoming>) -> Result<Authority, Error> {
+    let bad = || {
+        Error::new(
+            Kind::BadRequest,
+            "malformed CONNECT; write CONNECT HOST:PORT",
+        )
+    };
+    let uri = request.uri();
+    let authority = uri.authority().ok_or_else(bad)?;
+    let plain = uri.scheme().is_none() && uri.path_and_query().is_none();
+    let with_port = authority.port_u16().is_some() && !authority.as_str().contains('@');
+    if !plain || !with_port {
+        return Err(bad());
+    }
+    authority.as_str().parse().map_err(|_| bad())
+}
+
+/// The rules for hosts that are not intercepted, but for the address, which is judged where it is
+/// dialled.
+fn judge(peer: &Peer, authority: &Authority) -> Result<(), Error> {
+    let server = &peer.entrance.server;
+    let dialer = server.cache.upstream.dialer();
+    if server.is_intercepted_host(&authority.host) {
+        return Err(Error::new(
+            Kind::Denied,
+            format!(
+                "{authority}: this host is intercepted on another port, and not tunnelled; add --intercept {authority} if it is meant"
+            ),
+        ));
+    }
+    if dialer.is_configured(authority) {
+        return Ok(());
+    }
+    let allowed = match dialer.reach {
+        Reach::LikeTheUser => authority.port != 25,
+        Reach::PublicOnly => authority.port == 443,
+    };
+    if allowed {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Denied,
+        format!(
+            "{authority}: tunnels to port {} are not allowed; name the target with --connect-to if it is meant",
+            authority.port
+        ),
+    ))
+}
+
+/// Whether the request is one client's own: its answer is for nobody else.
+pub fn is_private(headers: &HeaderMap) -> bool {
+    headers.contains_key(AUTHORIZATION) || headers.contains_key(COOKIE)
+}

@@ -1,0 +1,155 @@
+//! Reading cacache's index from disk: one append-only file a key, a line an insertion, each with
+//! the SHA-256 of its JSON in front. Writing is left to cacache itself.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+
+/// What the index says of a key.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub key: String,
+    pub digest: Digest,
+    pub size: u64,
+    pub record: Record,
+}
+
+/// What is kept with an archive beside its bytes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Headers of upstream's answer that clients rely on: name and value
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+    /// Which sources named the digest
+    #[serde(default)]
+    pub sources: Vec<String>,
+    /// When it was verified, in seconds since 1970
+    #[serde(default)]
+    pub verified: u64,
+}
+
+/// A file of the index as it was found.
+#[derive(Debug)]
+pub struct Bucket {
+    pub path: PathBuf,
+    /// The last word on each key; keys that were deleted are absent.
+    pub entries: Vec<Entry>,
+    /// Lines that are torn or whose checksum is wrong.
+    pub torn: usize,
+    /// The good lines.
+    lines: Vec<String>,
+}
+
+/// The index file's JSON, as cacache writes it.
+#[derive(Deserialize)]
+struct Line {
+    key: String,
+    integrity: Option<String>,
+    size: u64,
+    #[serde(default)]
+    metadata: serde_json::Value,
+}
+
+/// All files of the index of `cache`. A file that cannot be read is an error with its path.
+pub fn buckets(cache: &Path) -> impl Iterator<Item = Result<Bucket, (PathBuf, io::Error)>> {
+    files_below(&cache.join("index-v5"), 3)
+        .into_iter()
+        .map(|path| Bucket::read(&path).map_err(|e| (path, e)))
+}
+
+/// All content files of `cache`, with the digest that their path names, if it names one.
+pub fn contents(cache: &Path) -> Vec<(PathBuf, Option<Digest>)> {
+    files_below(&cache.join("content-v2/sha256"), 3)
+        .into_iter()
+        .map(|path| {
+            let mut hex: Vec<_> = path.iter().rev().take(3).collect();
+            hex.reverse();
+            let digest = hex
+                .iter()
+                .map(|part| part.to_string_lossy())
+                .collect::<String>();
+            let digest = digest.parse().ok();
+            (path, digest)
+        })
+        .collect()
+}
+
+/// Where cacache keeps the content of that digest.
+pub fn content_path(cache: &Path, digest: &Digest) -> PathBuf {
+    let hex = digest.to_string();
+    cache
+        .join("content-v2/sha256")
+        .join(&hex[..2])
+        .join(&hex[2..4])
+        .join(&hex[4..])
+}
+
+impl Bucket {
+    fn read(path: &Path) -> io::Result<Self> {
+        let bytes = fs::read(path)?;
+        let mut this = Self {
+            path: path.to_owned(),
+            entries: Vec::new(),
+            torn: 0,
+            lines: Vec::new(),
+        };
+        let mut last: HashMap<String, Option<Entry>> = HashMap::new();
+        for raw in bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+            match std::str::from_utf8(raw).ok().and_then(parse_line) {
+                Some((key, entry)) => {
+                    last.insert(key, entry);
+                    this.lines.push(String::from_utf8_lossy(raw).into_owned());
+                }
+                None => this.torn += 1,
+            }
+        }
+        this.entries = last.into_values().flatten().collect();
+        Ok(this)
+    }
+
+    /// Writes the file anew without its torn lines.
+    pub fn mend(&self) -> io::Result<()> {
+        let temporary = self.path.with_extension("mending");
+        let text: String = self.lines.iter().flat_map(|line| ["\n", line]).collect();
+        fs::write(&temporary, text)?;
+        fs::rename(&temporary, &self.path)
+    }
+}
+
+/// The key, and its entry unless the line deletes it.
+fn parse_line(line: &str) -> Option<(String, Option<Entry>)> {
+    let (checksum, json) = line.split_once('\t')?;
+    if checksum != Digest::of(json.as_bytes()).to_string() {
+        return None;
+    }
+    let line: Line = serde_json::from_str(json).ok()?;
+    let Some(integrity) = line.integrity else {
+        return Some((line.key, None));
+    };
+    let entry = Entry {
+        digest: Digest::from_integrity(&integrity.parse().ok()?)?,
+        size: line.size,
+        record: serde_json::from_value(line.metadata).unwrap_or_default(),
+        key: line.key.clone(),
+    };
+    Some((line.key, Some(entry)))
+}
+
+fn files_below(dir: &Path, depth: usize) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_file() => found.push(entry.path()),
+            Ok(kind) if kind.is_dir() && depth > 0 => {
+                found.extend(files_below(&entry.path(), depth - 1));
+            }
+            _ => {}
+        }
+    }
+    found
+}

@@ -1,0 +1,645 @@
+//! Blobs on disk in cacache's format: a content file a digest, an index entry a key.
+//!
+//! Only verified bytes get a final name. Reserved and stored bytes together stay within the
+//! budget; what was used longest ago makes room.
+
+mod check;
+pub mod index;
+mod staged;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+
+pub use check::{Bad, check_all};
+pub use index::Record;
+pub use staged::{Full, Staged, Verified};
+
+use crate::digest::{Digest, Hasher};
+use crate::error::Exit;
+use crate::telemetry::METRICS;
+use index::{Entry, content_path};
+
+/// The budget where none is given, unless half of what is free and held together is less.
+const DEFAULT_BUDGET: u64 = 50 << 30;
+/// A use is written to disk no more often than this.
+const TOUCH: Duration = Duration::from_secs(60);
+
+/// The store of one data dir. One process at a time may have it open.
+pub struct Store {
+    cache: PathBuf,
+    tmp: PathBuf,
+    budget: u64,
+    temporary: AtomicU64,
+    /// Guards the maps and the names on disk that they mirror.
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    blobs: HashMap<Digest, Blob>,
+    keys: HashMap<String, Digest>,
+    /// Least recently used first.
+    order: BTreeMap<u64, Digest>,
+    clock: u64,
+    stored: u64,
+    reserved: u64,
+}
+
+struct Blob {
+    size: u64,
+    record: Record,
+    keys: Vec<String>,
+    turn: u64,
+    used: SystemTime,
+    /// When the use was last written to disk.
+    touched: SystemTime,
+    /// The file as it was when its digest was last found right.
+    checked: Option<Stamp>,
+}
+
+/// What changes when somebody else writes to a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Stamp {
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+/// A blob opened for reading. Evicting it does not disturb the reader.
+#[derive(Clone, Debug)]
+pub struct Held {
+    pub digest: Digest,
+    pub file: Arc<File>,
+    pub size: u64,
+    pub record: Record,
+    stamp: Stamp,
+    /// Whether the bytes were already found right since the start and did not change since.
+    pub checked: bool,
+}
+
+/// What an eviction took away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Freed {
+    pub blobs: u64,
+    pub bytes: u64,
+    /// What is held afterwards.
+    pub held: u64,
+}
+
+impl Store {
+    /// Opens the store in `data_dir`, empties `tmp/`, mends what a crash left, and evicts what the
+    /// budget no longer holds.
+    pub fn open(data_dir: &Path, budget: Option<u64>) -> Result<Arc<Self>, Exit> {
+        let (cache, tmp) = (data_dir.join("cache"), data_dir.join("tmp"));
+        let broken = |path: &Path, e: io::Error| {
+            Exit::usage(format!(
+                "data_dir: {}: {e}; mend it or name another folder with --data-dir",
+                path.display()
+            ))
+        };
+        fs::create_dir_all(&cache).map_err(|e| broken(&cache, e))?;
+        empty(&tmp).map_err(|e| broken(&tmp, e))?;
+        let inner = load(&cache);
+        let budget = match budget {
+            Some(budget) => budget,
+            None => {
+                let disk = rustix::fs::statvfs(&cache).map_err(|e| broken(&cache, e.into()))?;
+                let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+                DEFAULT_BUDGET.min(free.saturating_add(inner.stored) / 2)
+            }
+        };
+        METRICS.stored_bytes.set(inner.stored as i64);
+        let this = Self {
+            cache,
+            tmp,
+            budget,
+            temporary: AtomicU64::new(0),
+            inner: Mutex::new(inner),
+        };
+        this.gc(Some(budget), None);
+        Ok(Arc::new(this))
+    }
+
+    /// In bytes.
+    pub fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    /// The digest under which the bytes of `key` are held.
+    pub fn find(&self, key: &str) -> Option<Digest> {
+        self.lock().keys.get(key).copied()
+    }
+
+    /// Opens a blob, which counts as a use of it. A blob whose file is gone or has another size is
+    /// forgotten.
+    pub fn open_blob(&self, digest: Digest) -> Option<Held> {
+        let mut inner = self.lock();
+        let (size, record, checked) = inner.use_blob(digest)?;
+        let opened = File::open(content_path(&self.cache, &digest))
+            .and_then(|file| Ok((Stamp::of(&file)?, file)));
+        match opened {
+            Ok((stamp, file)) if stamp.size == size => {
+                inner.touch(digest, &file);
+                Some(Held {
+                    digest,
+                    file: Arc::new(file),
+                    size,
+                    record,
+                    checked: checked == Some(stamp),
+                    stamp,
+                })
+            }
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                tracing::error!(%digest, error = %e, "a blob cannot be opened");
+                None
+            }
+            _ => {
+                tracing::error!(%digest, "a blob's file is gone or has another size; dropped it");
+                METRICS.rotten_blobs.inc();
+                self.remove(&mut inner, digest);
+                None
+            }
+        }
+    }
+
+    /// Hashes an opened blob again (blocking). A rotten one is removed.
+    pub fn recheck(&self, held: &Held) -> bool {
+        let found = hash_file(&held.file);
+        let mut inner = self.lock();
+        let right = matches!(found, Ok(found) if found == held.digest);
+        // What was hashed is this inode; another may have taken its name meanwhile.
+        match inner.blobs.get_mut(&held.digest) {
+            Some(blob) if right => blob.checked = Some(held.stamp),
+            Some(_) if self.names(held) => {
+                tracing::error!(digest = %held.digest, "a blob's bytes have rotted; removed it");
+                METRICS.rotten_blobs.inc();
+                self.remove(&mut inner, held.digest);
+            }
+            _ => {}
+        }
+        right
+    }
+
+    /// Gives verified bytes their name (blocking): sync, rename, sync the folder, then the index.
+    pub fn commit(&self, mut verified: Verified, key: &str, record: &Record) -> io::Result<()> {
+        let digest = verified.digest();
+        let size = verified.len();
+        // Blocks beyond the end, where the length was not what was reserved.
+        verified.file().set_len(size)?;
+        verified.file().sync_all()?;
+        let path = content_path(&self.cache, &digest);
+        let folder = path.parent().unwrap_or(&self.cache);
+        fs::create_dir_all(folder)?;
+        let mut inner = self.lock();
+        fs::rename(verified.path(), &path)?;
+        inner.reserved -= verified.renamed();
+        let stamp = Stamp::of(verified.file())?;
+        inner.insert_blob(digest, size, record.clone(), SystemTime::now());
+        if let Some(blob) = inner.blobs.get_mut(&digest) {
+            blob.checked = Some(stamp);
+        }
+        drop(inner);
+        for folder in folder.ancestors().take(3) {
+            File::open(folder)?.sync_all()?;
+        }
+        self.name(key, digest, record)
+    }
+
+    /// Lets a further key name a held blob.
+    pub fn name(&self, key: &str, digest: Digest, record: &Record) -> io::Result<()> {
+        let mut inner = self.lock();
+        let Some(blob) = inner.blobs.get_mut(&digest) else {
+            return Ok(());
+        };
+        if !blob.keys.iter().any(|k| k == key) {
+            blob.keys.push(key.to_owned());
+        }
+        let size = blob.size;
+        if let Some(old) = inner.keys.insert(key.to_owned(), digest) {
+            if old != digest {
+                if let Some(blob) = inner.blobs.get_mut(&old) {
+                    blob.keys.retain(|k| k != key);
+                }
+            }
+        }
+        let opts = cacache::WriteOpts::new()
+            .integrity(digest.to_integrity())
+            .size(size as usize)
+            .metadata(serde_json::to_value(record)?);
+        cacache::index::insert(&self.cache, key, opts)
+            .map(|_| ())
+            .map_err(|e| io::Error::other(e.to_string()))
+    }
+
+    /// Evicts what was not used for `unused_for`, then least recently used first until no more
+    /// than `max_size` bytes are held.
+    pub fn gc(&self, max_size: Option<u64>, unused_for: Option<Duration>) -> Freed {
+        let mut inner = self.lock();
+        let mut freed = Freed::default();
+        let now = SystemTime::now();
+        while let Some((_, digest)) = inner.order.first_key_value() {
+            let digest = *digest;
+            let too_old = unused_for.is_some_and(|age| {
+                let used = inner.blobs.get(&digest).map(|blob| blob.used);
+                used.and_then(|used| now.duration_since(used).ok())
+                    .is_some_and(|unused| unused >= age)
+            });
+            if !too_old && max_size.is_none_or(|max| inner.stored <= max) {
+                break;
+            }
+            freed.blobs += 1;
+            freed.bytes += self.remove(&mut inner, digest);
+            METRICS.evictions.inc();
+        }
+        freed.held = inner.stored;
+        freed
+    }
+
+    /// Removes a blob that is known to be bad.
+    pub fn discard(&self, digest: Digest) {
+        let mut inner = self.lock();
+        self.remove(&mut inner, digest);
+    }
+
+    fn reserve(&self, bytes: u64) -> Result<(), Full> {
+        let mut inner = self.lock();
+        while inner.stored + inner.reserved + bytes > self.budget {
+            if inner.reserved + bytes > self.budget {
+                return Err(Full::NoRoom);
+            }
+            let Some((_, digest)) = inner.order.first_key_value() else {
+                return Err(Full::NoRoom);
+            };
+            let digest = *digest;
+            self.remove(&mut inner, digest);
+            METRICS.evictions.inc();
+        }
+        inner.reserved += bytes;
+        Ok(())
+    }
+
+    fn release(&self, bytes: u64) {
+        self.lock().reserved -= bytes;
+    }
+
+    fn next_temporary(&self) -> PathBuf {
+        let number = self.temporary.fetch_add(1, Ordering::Relaxed);
+        self.tmp.join(format!("fill-{number}"))
+    }
+
+    /// Takes a blob and all that names it off the disk, under the lock. Returns its size.
+    fn remove(&self, inner: &mut Inner, digest: Digest) -> u64 {
+        let Some(blob) = inner.forget(digest) else {
+            return 0;
+        };
+        let fully = cacache::index::RemoveOpts::new().remove_fully(true);
+        for (i, key) in blob.keys.iter().enumerate() {
+            let removed = i == 0 && fully.clone().remove_sync(&self.cache, key).is_ok();
+            if !removed {
+                if let Err(error) = cacache::index::delete(&self.cache, key) {
+                    tracing::warn!(%error, "an index entry cannot be deleted");
+                }
+            }
+        }
+        match fs::remove_file(content_path(&self.cache, &digest)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%digest, error = %e, "a blob cannot be removed");
+            }
+            _ => {}
+        }
+        blob.size
+    }
+
+    fn names(&self, held: &Held) -> bool {
+        fs::metadata(content_path(&self.cache, &held.digest))
+            .is_ok_and(|m| m.ino() == held.stamp.inode)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // The maps are changed in steps that do not panic.
+        self.inner.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl Inner {
+    fn insert_blob(&mut self, digest: Digest, size: u64, record: Record, used: SystemTime) {
+        let turn = self.next_turn();
+        if let Some(blob) = self.blobs.get_mut(&digest) {
+            self.order.remove(&blob.turn);
+            self.stored = self.stored - blob.size + size;
+            blob.size = size;
+            blob.turn = turn;
+        } else {
+            self.stored += size;
+            let blob = Blob {
+                size,
+                record,
+                keys: Vec::new(),
+                turn,
+                used,
+                touched: used,
+                checked: None,
+            };
+            self.blobs.insert(digest, blob);
+        }
+        self.order.insert(turn, digest);
+        METRICS.stored_bytes.set(self.stored as i64);
+    }
+
+    fn use_blob(&mut self, digest: Digest) -> Option<(u64, Record, Option<Stamp>)> {
+        let turn = self.next_turn();
+        let blob = self.blobs.get_mut(&digest)?;
+        self.order.remove(&blob.turn);
+        self.order.insert(turn, digest);
+        blob.turn = turn;
+        blob.used = SystemTime::now();
+        Some((blob.size, blob.record.clone(), blob.checked))
+    }
+
+    /// Writes the use to the file's access time, which a next start reads.
+    fn touch(&mut self, digest: Digest, file: &File) {
+        let Some(blob) = self.blobs.get_mut(&digest) else {
+            return;
+        };
+        let now = blob.used;
+        if now
+            .duration_since(blob.touched)
+            .is_ok_and(|age| age < TOUCH)
+        {
+            return;
+        }
+        blob.touched = now;
+        // A disk that cannot be written loses no more than the order of eviction.
+        let _ = file.set_times(fs::FileTimes::new().set_accessed(now));
+    }
+
+    fn forget(&mut self, digest: Digest) -> Option<Blob> {
+        let blob = self.blobs.remove(&digest)?;
+        self.order.remove(&blob.turn);
+        self.stored -= blob.size;
+        for key in &blob.keys {
+            self.keys.remove(key);
+        }
+        METRICS.stored_bytes.set(self.stored as i64);
+        Some(blob)
+    }
+
+    fn next_turn(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+}
+
+impl Stamp {
+    fn of(file: &File) -> io::Result<Self> {
+        let m = file.metadata()?;
+        Ok(Self {
+            inode: m.ino(),
+            size: m.size(),
+            modified: (m.mtime(), m.mtime_nsec()),
+        })
+    }
+}
+
+/// The digest of a whole file, read from its beginning whatever its position (blocking).
+fn hash_file(file: &File) -> io::Result<Digest> {
+    use std::os::unix::fs::FileExt as _;
+    let mut hasher = Hasher::default();
+    let mut buffer = vec![0; 256 << 10];
+    let mut at = 0;
+    loop {
+        match file.read_at(&mut buffer, at)? {
+            0 => return Ok(hasher.finish()),
+            n => {
+                hasher.update(&buffer[..n]);
+                at += n as u64;
+            }
+        }
+    }
+}
+
+fn empty(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Index and content as they are on disk, the least recently used first.
+fn load(cache: &Path) -> Inner {
+    let mut entries: HashMap<Digest, Vec<Entry>> = HashMap::new();
+    for bucket in index::buckets(cache) {
+        match bucket {
+            Ok(bucket) => {
+                if bucket.torn > 0 {
+                    tracing::warn!(path = %bucket.path.display(), "index lines were torn; dropped them");
+                    let _ = bucket.mend();
+                }
+                for entry in bucket.entries {
+                    entries.entry(entry.digest).or_default().push(entry);
+                }
+            }
+            Err((path, e)) => {
+                tracing::warn!(path = %path.display(), error = %e, "an index file cannot be read");
+            }
+        }
+    }
+    let mut blobs = Vec::new();
+    for (path, digest) in index::contents(cache) {
+        if let (Some(digest), Ok(m)) = (digest, fs::metadata(&path)) {
+            let used = m.accessed().or_else(|_| m.modified());
+            blobs.push((used.unwrap_or(SystemTime::UNIX_EPOCH), digest, m.len()));
+        }
+    }
+    blobs.sort_unstable();
+    let mut inner = Inner::default();
+    for (used, digest, size) in blobs {
+        let named = entries.remove(&digest).unwrap_or_default();
+        let record = named.first().map(|e| e.record.clone()).unwrap_or_default();
+        inner.insert_blob(digest, size, record, used);
+        for entry in named {
+            if let Some(blob) = inner.blobs.get_mut(&digest) {
+                blob.keys.push(entry.key.clone());
+            }
+            inner.keys.insert(entry.key, digest);
+        }
+    }
+    // What is left names content that is gone.
+    for entry in entries.into_values().flatten() {
+        tracing::warn!(key = %entry.key, "an index entry's content is gone; dropped it");
+        let _ = cacache::index::delete(cache, &entry.key);
+    }
+    inner
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn stage(store: &Arc<Store>, bytes: &[u8]) -> Verified {
+        let mut staged = store.stage(Some(bytes.len() as u64)).unwrap();
+        staged.append(bytes).unwrap();
+        staged.verify(Digest::of(bytes)).ok().unwrap()
+    }
+
+    fn put(store: &Arc<Store>, key: &str, bytes: &[u8]) -> Digest {
+        let verified = stage(store, bytes);
+        store.commit(verified, key, &Record::default()).unwrap();
+        Digest::of(bytes)
+    }
+
+    #[test]
+    fn cacache_reads_what_was_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Some(1 << 20)).unwrap();
+        let digest = put(&store, "https://h/a.zip", b"archive");
+        let cache = dir.path().join("cache");
+        assert_eq!(
+            cacache::read_sync(&cache, "https://h/a.zip").unwrap(),
+            b"archive"
+        );
+        assert_eq!(
+            cacache::read_hash_sync(&cache, &digest.to_integrity()).unwrap(),
+            b"archive"
+        );
+    }
+
+    #[test]
+    fn wrong_bytes_get_no_name_and_leave_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Some(1 << 20)).unwrap();
+        let mut staged = store.stage(Some(3)).unwrap();
+        staged.append(b"bad").unwrap();
+        let (staged, found) = staged.verify(Digest::of(b"good")).err().unwrap();
+        assert_eq!(found, Digest::of(b"bad"));
+        drop(staged);
+        assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
+        assert_eq!(store.lock().reserved, 0);
+    }
+
+    #[test]
+    fn reserved_and_stored_stay_within_the_budget_and_the_least_used_goes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Some(10)).unwrap();
+        let a = put(&store, "a", b"aaaa");
+        let b = put(&store, "b", b"bbbb");
+        assert!(store.open_blob(a).is_some());
+        let c = put(&store, "c", b"cccc");
+        assert!(store.open_blob(b).is_none() && store.find("b").is_none());
+        assert!(store.open_blob(a).is_some() && store.open_blob(c).is_some());
+        let staged = store.stage(Some(8)).unwrap();
+        assert!(matches!(store.stage(Some(8)), Err(Full::NoRoom)));
+        {
+            let inner = store.lock();
+            assert!(inner.stored + inner.reserved <= 10);
+        }
+        drop(staged);
+        assert!(matches!(store.stage(Some(11)), Err(Full::NoRoom)));
+    }
+
+    #[test]
+    fn an_unannounced_length_is_reserved_as_it_grows() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Some(20 << 20)).unwrap();
+        let mut staged = store.stage(None).unwrap();
+        let chunk = vec![0; 1 << 20];
+        for _ in 0..16 {
+            staged.append(&chunk).unwrap();
+        }
+        assert!(matches!(staged.append(&chunk), Err(Full::NoRoom)));
+        assert_eq!(staged.len(), 16 << 20);
+    }
+
+    #[test]
+    fn a_reader_outlives_the_removal() {
+        use std::os::unix::fs::FileExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Some(10)).unwrap();
+        let a = put(&store, "a", b"aaaa");
+        let held = store.open_blob(a).unwrap();
+        assert_eq!(
+            store.gc(Some(0), None),
+            Freed {
+                blobs: 1,
+                bytes: 4,
+                held: 0
+            }
+        );
+        let mut buffer = [0; 4];
+        held.file.read_exact_at(&mut buffer, 0).unwrap();
+        assert_eq!(&buffer, b"aaaa");
+    }
+
+    #[test]
+    fn a_start_finds_blobs_names_and_order_and_empties_tmp() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = {
+            let store = Store::open(dir.path(), Some(100)).unwrap();
+            (put(&store, "a", b"aaaa"), put(&store, "b", b"bbbb"))
+        };
+        let old = SystemTime::now() - Duration::from_secs(3600);
+        let path = content_path(&dir.path().join("cache"), &b);
+        let file = File::options().write(true).open(path).unwrap();
+        file.set_times(fs::FileTimes::new().set_accessed(old))
+            .unwrap();
+        fs::write(dir.path().join("tmp/fill-0"), "partial").unwrap();
+        let store = Store::open(dir.path(), Some(100)).unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
+        assert_eq!((store.find("a"), store.find("b")), (Some(a), Some(b)));
+        assert!(!store.open_blob(a).unwrap().checked);
+        let freed = store.gc(None, Some(Duration::from_secs(1800)));
+        assert_eq!((freed.blobs, store.find("b")), (1, None));
+    }
+
+    #[test]
+    fn a_changed_file_is_noticed_and_a_rotten_one_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Some(100)).unwrap();
+        let a = put(&store, "a", b"aaaa");
+        let held = store.open_blob(a).unwrap();
+        assert!(held.checked && store.recheck(&held));
+        let path = content_path(&dir.path().join("cache"), &a);
+        fs::write(&path, b"aaab").unwrap();
+        let later = SystemTime::now() + Duration::from_secs(5);
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_modified(later)
+            .unwrap();
+        let held = store.open_blob(a).unwrap();
+        assert!(!held.checked && !store.recheck(&held));
+        assert!(store.open_blob(a).is_none() && !path.exists());
+    }
+
+    #[test]
+    fn torn_index_lines_are_dropped_at_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let digest = put(&Store::open(dir.path(), Some(100)).unwrap(), "a", b"aaaa");
+        let cache = dir.path().join("cache");
+        let bucket = index::buckets(&cache).next().unwrap().unwrap().path;
+        let mut text = fs::read_to_string(&bucket).unwrap();
+        text.push_str("\n0123\t{\"key\":");
+        fs::write(&bucket, text).unwrap();
+        assert_eq!(check_all(dir.path()).unwrap().len(), 1);
+        assert_eq!(
+            Store::open(dir.path(), Some(100)).unwrap().find("a"),
+            Some(digest)
+        );
+        assert_eq!(check_all(dir.path()).unwrap().len(), 0);
+        assert_eq!(cacache::read_sync(&cache, "a").unwrap(), b"aaaa");
+    }
+}
