@@ -29,7 +29,7 @@ use crate::terraform::registry::{Download, check, holds_signed_url};
 use crate::terraform::route::Kind;
 use crate::terraform::sums::Sums;
 use crate::upstream::download::length;
-use crate::upstream::{Ask, Upstream, chunk, shown_url};
+use crate::upstream::{Ask, TRIES, Upstream, backoff, chunk, shown_url};
 
 /// Clients give up after 10 s: what is behind one request must be over before.
 const DEADLINE: Duration = Duration::from_secs(7);
@@ -284,6 +284,7 @@ impl Metadata {
             url,
             headers,
             deadline,
+            patience: DEADLINE,
             follow: true,
             purpose: "metadata",
         };
@@ -358,8 +359,28 @@ impl Metadata {
         (flight, false)
     }
 
+    /// Asks, and asks again where an answer breaks off, all within one deadline.
     async fn fetch(&self, wish: &Wish, held: Option<Arc<Document>>) -> Result<Fetched, Error> {
         let deadline = Instant::now() + DEADLINE;
+        let mut tried = 1;
+        loop {
+            let outcome = self.fetch_once(wish, &held, deadline).await;
+            let broke_off = matches!(&outcome, Err(e) if e.kind() == ErrorKind::Incomplete);
+            let pause = backoff(tried);
+            if !broke_off || tried == TRIES || Instant::now() + pause >= deadline {
+                return outcome;
+            }
+            tokio::time::sleep(pause).await;
+            tried += 1;
+        }
+    }
+
+    async fn fetch_once(
+        &self,
+        wish: &Wish,
+        held: &Option<Arc<Document>>,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
         let mut headers = wish.headers.clone();
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         // A doubted document must come whole: a 304 would vouch for the doubted bytes.
@@ -377,6 +398,7 @@ impl Metadata {
             url: &wish.url,
             headers,
             deadline,
+            patience: DEADLINE,
             follow: wish.kind.follows_redirects(),
             purpose: "metadata",
         };
@@ -384,7 +406,7 @@ impl Metadata {
         if response.status() == StatusCode::NOT_MODIFIED {
             return match held {
                 Some(held) => Ok(Fetched::Document(
-                    self.vouched(&held, response.headers()).await,
+                    self.vouched(held, response.headers()).await,
                     Vouched::Again,
                 )),
                 None => Err(nonsense(

@@ -188,6 +188,7 @@ impl Cache {
             url,
             headers,
             deadline: Instant::now() + HEAD_DEADLINE,
+            patience: HEAD_DEADLINE,
             follow: true,
             purpose: "head",
         };

@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http_body_util::BodyExt as _;
 use hyper::Method;
@@ -17,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{CommonArgs, Config, ServeArgs};
 use crate::error::Exit;
 use crate::instance::{self, Running};
-use crate::server::LeaseInfo;
+use crate::server::{MARK, Summary};
 
 /// For the proxy to come up, over all attempts.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -56,10 +57,13 @@ pub fn main(common: &CommonArgs, args: Args) -> Result<ExitCode, Exit> {
 
 async fn run(common: &CommonArgs, args: &Args, config: &Config) -> Result<ExitCode, Exit> {
     let lease = Lease::take(common, &args.serve, config).await?;
-    let settings = super::env::settings(config, lease.info.addr)?;
+    let settings = super::env::settings(config, lease.addr)?;
     let program = &args.command[0];
     let mut command = Command::new(program);
-    command.args(&args.command[1..]).envs(settings);
+    command
+        .args(&args.command[1..])
+        .envs(settings)
+        .env(MARK, &lease.id);
     let signals = Signals::listen()?;
     let child = command.spawn().map_err(|e| Exit {
         code: match e.kind() {
@@ -93,9 +97,10 @@ fn exit_code(status: ExitStatus) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// A listener of one's own in the process that has the data dir.
+/// A place in the process that has the data dir.
 struct Lease {
-    info: LeaseInfo,
+    id: String,
+    addr: SocketAddr,
     running: Running,
     /// As long as this is open, the lease lasts.
     _open: Incoming,
@@ -108,13 +113,14 @@ impl Lease {
         let mut started: Option<(Child, PathBuf, u64)> = None;
         let mut last = String::from("did not come up");
         while start.elapsed() < PATIENCE {
-            match instance::find(&config.data_dir) {
-                Some(running) if running.addr.is_some() => match Self::ask(running).await {
+            let running = instance::find(&config.data_dir);
+            match running.map(|running| (running.addr, running)) {
+                Some((Some(addr), running)) => match Self::ask(running, addr).await {
                     Ok(lease) => return Ok(lease),
                     // It may be ending: then its place is free in a moment.
                     Err(e) => last = e,
                 },
-                Some(_) => {}
+                Some((None, _)) => {}
                 None => match &mut started {
                     None => started = Some(start_proxy(common, serve, config)?),
                     Some((child, log, from)) => {
@@ -137,32 +143,35 @@ impl Lease {
         )))
     }
 
-    async fn ask(running: Running) -> Result<Self, String> {
-        let response =
-            super::api::send(&running, Method::POST, "/api/v1/lease", String::new()).await?;
+    async fn ask(running: Running, addr: SocketAddr) -> Result<Self, String> {
+        let id = format!("{}-{}", std::process::id(), unix_nanos());
+        let path = format!("/api/v1/runs/{id}");
+        let response = super::api::send(&running, Method::POST, &path, String::new()).await?;
         let status = response.status();
         let mut open = response.into_body();
-        let mut text = Vec::new();
-        while !text.contains(&b'\n') {
-            let frame = open.frame().await.ok_or("ended while it was asked")?;
-            let frame = frame.map_err(|e| e.to_string())?;
-            text.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-            if !status.is_success() {
-                return Err(format!("answered {status}"));
-            }
+        // The first bytes come when the lease is there.
+        let first = open.frame().await.ok_or("ended while it was asked")?;
+        first.map_err(|e| e.to_string())?;
+        if !status.is_success() {
+            return Err(format!("answered {status}"));
         }
-        let info = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
         Ok(Self {
-            info,
+            id,
+            addr,
             running,
             _open: open,
         })
     }
 
-    async fn summary(&self) -> Result<LeaseInfo, String> {
-        let path = format!("/api/v1/lease/{}", self.info.addr.port());
+    async fn summary(&self) -> Result<Summary, String> {
+        let path = format!("/api/v1/runs/{}", self.id);
         super::api::ask(&self.running, Method::GET, &path, &serde_json::Value::Null).await
     }
+}
+
+fn unix_nanos() -> u128 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.unwrap_or_default().as_nanos()
 }
 
 /// Starts a proxy of its own, apart from the terminal: it outlives this run if others use it.

@@ -92,7 +92,7 @@ async fn serve(config: Config, until_unused: bool) -> Result<(), Exit> {
     let until = async {
         tokio::select! {
             () = stop.wait() => {}
-            () = unused.all_leases_over(FIRST_LEASE), if until_unused => {}
+            () = unused.leases().all_over(FIRST_LEASE), if until_unused => {}
         }
     };
     server.run(listeners, until).await;

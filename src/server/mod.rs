@@ -3,6 +3,7 @@
 mod connection;
 mod control;
 mod io;
+mod leases;
 mod origin;
 mod pages;
 mod proxy;
@@ -10,7 +11,6 @@ mod respond;
 mod tunnel;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::ca::Ca;
 use crate::cache::Cache;
 use crate::config::{Authority, Config, HostName};
 
-pub use control::{Lease, LeaseInfo};
+pub use leases::{Leases, MARK, Summary};
 
 /// Client connections at once; further ones wait to be accepted.
 const CONNECTIONS: usize = 4096;
@@ -36,26 +36,15 @@ pub struct Server {
     tunnels: Semaphore,
     connections: Arc<Semaphore>,
     draining: watch::Sender<bool>,
-    leases: Mutex<Vec<Arc<Lease>>>,
-    /// How many leases there are; none before the first
-    lease_count: watch::Sender<Option<usize>>,
+    leases: Arc<Leases>,
     /// Cloned into all that draining waits for
     alive: Mutex<Option<mpsc::Sender<()>>>,
-}
-
-/// What was done for the clients of one listener.
-#[derive(Debug, Default)]
-pub struct Tally {
-    pub from_cache: AtomicU64,
-    pub from_upstream: AtomicU64,
-    pub verified: AtomicUsize,
 }
 
 /// A listener's share in all its connections.
 #[derive(Clone)]
 struct Entrance {
     server: Arc<Server>,
-    tally: Arc<Tally>,
     local: SocketAddr,
 }
 
@@ -69,8 +58,7 @@ impl Server {
             tunnels: Semaphore::new(tunnel::TUNNELS),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
             draining: watch::Sender::new(false),
-            leases: Mutex::default(),
-            lease_count: watch::Sender::new(None),
+            leases: Arc::new(Leases::new()),
             alive: Mutex::default(),
         })
     }
@@ -81,7 +69,7 @@ impl Server {
         let (alive, mut all_gone) = mpsc::channel::<()>(1);
         *self.alive.lock().unwrap_or_else(|e| e.into_inner()) = Some(alive);
         for listener in listeners {
-            self.clone().listen(listener, Arc::default(), None);
+            tokio::spawn(self.clone().accept(listener));
         }
         stop.await;
         tracing::info!("draining");
@@ -96,44 +84,19 @@ impl Server {
         }
     }
 
-    /// Waits until there was a lease and none is left.
-    pub async fn all_leases_over(&self, patience: Duration) {
-        let mut count = self.lease_count.subscribe();
-        if tokio::time::timeout(patience, count.wait_for(Option::is_some))
-            .await
-            .is_err()
-        {
-            return;
-        }
-        // The sender lives as long as the server.
-        let _ = count.wait_for(|count| *count == Some(0)).await;
+    /// The runs that use this process.
+    pub fn leases(&self) -> &Arc<Leases> {
+        &self.leases
     }
 
-    /// Accepts in the background.
-    fn listen(
-        self: Arc<Self>,
-        listener: TcpListener,
-        tally: Arc<Tally>,
-        until: Option<watch::Receiver<bool>>,
-    ) {
-        tokio::spawn(self.accept(listener, tally, until));
-    }
-
-    /// Accepts until draining begins or `until` (a lease) ends.
-    async fn accept(
-        self: Arc<Self>,
-        listener: TcpListener,
-        tally: Arc<Tally>,
-        until: Option<watch::Receiver<bool>>,
-    ) {
+    /// Accepts until draining begins.
+    async fn accept(self: Arc<Self>, listener: TcpListener) {
         let Ok(local) = listener.local_addr() else {
             return;
         };
         let mut draining = self.draining.subscribe();
-        let mut until = until.unwrap_or_else(|| self.draining.subscribe());
         let entrance = Entrance {
             server: self.clone(),
-            tally,
             local,
         };
         loop {
@@ -143,7 +106,6 @@ impl Server {
                     (place, listener.accept().await)
                 } => accepted,
                 _ = draining.wait_for(|on| *on) => return,
-                _ = until.wait_for(|over| *over) => return,
             };
             match accepted {
                 (Ok(place), Ok((stream, peer))) => {
@@ -195,11 +157,5 @@ impl Entrance {
         authority.port == self.local.port()
             && (self.server.is_own_name(&authority.host)
                 || authority.host.ip().is_some_and(by_address))
-    }
-}
-
-impl Tally {
-    fn add(&self, counter: &AtomicU64, bytes: u64) {
-        counter.fetch_add(bytes, Ordering::Relaxed);
     }
 }

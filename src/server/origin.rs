@@ -24,14 +24,14 @@ use crate::cache::document::{Document, end_to_end};
 use crate::cache::fill::{DigestKnown, Refusal};
 use crate::cache::follower::Reader;
 use crate::cache::metadata::{Answer as Found, How, Wish, offline};
-use crate::cache::{Archive, HeadOnly, Passing};
+use crate::cache::{Archive, HeadOnly, Passing, url_key};
 use crate::config::{Authority, ThirdParty};
 use crate::digest::Digest;
 use crate::error::{Error, Kind as ErrorKind};
 use crate::store::Held;
 use crate::terraform::registry::rewrite_download;
 use crate::terraform::route::{Kind, OWN_PREFIX, check_path, route};
-use crate::upstream::{Ask, RequestBody, no_body};
+use crate::upstream::{Ask, RequestBody, no_body, shown_url};
 
 /// For the head of an answer that is passed on.
 const PASS_DEADLINE: Duration = Duration::from_secs(7);
@@ -67,10 +67,12 @@ impl Asking {
         self.check()?;
         let mut url = self.url()?;
         let path = self.parts.uri.path();
+        let metadata = &self.peer.entrance.server.cache.metadata;
         let mut kind = route(path);
         if path.starts_with(OWN_PREFIX) {
-            let catalogue = self.peer.entrance.server.cache.metadata.catalogue();
-            let named = catalogue.named(&self.authority.in_https_url(), path);
+            let named = metadata
+                .catalogue()
+                .named(&self.authority.in_https_url(), path);
             let named = named.ok_or_else(|| {
                 Error::new(
                     ErrorKind::NotFound,
@@ -81,6 +83,9 @@ impl Asking {
                 )
             })?;
             (url, kind) = (named.url, named.kind);
+        } else if !metadata.catalogue().claims(&url_key(&url)).is_empty() {
+            // Whatever its name looks like: a document says that it is an archive.
+            kind = Kind::Archive;
         }
         let plain = matches!(self.parts.method, Method::GET | Method::HEAD);
         if !plain {
@@ -178,6 +183,9 @@ impl Asking {
                 (format!("fwd=stale; detail={cause}"), "stale")
             }
         };
+        if is_failure(document.status) {
+            return Ok(failed_upstream(url, document.status));
+        }
         let mut answer = Answer::new(self.from_document(&document), outcome);
         answer.cache_status(&words);
         Ok(answer)
@@ -245,7 +253,7 @@ impl Asking {
         };
         match found {
             Archive::Held(held) => Ok(self.held(held)),
-            Archive::Refused(refusal) => Ok(refused(&refusal)),
+            Archive::Refused(refusal) => Ok(refused(url, &refusal)),
             Archive::Passing(passing) => self.passing(*passing),
             Archive::Filling {
                 fill,
@@ -254,7 +262,7 @@ impl Asking {
             } => {
                 let head = match fill.head().await {
                     Ok(head) => head,
-                    Err(no) => return Result::from(no).map(|refusal| refused(&refusal)),
+                    Err(no) => return Result::from(no).map(|refusal| refused(url, &refusal)),
                 };
                 let mut length = head.length;
                 if length.is_none() && self.parts.version < Version::HTTP_11 {
@@ -341,6 +349,9 @@ impl Asking {
             } => (status, length, headers),
         };
         let mut response = Response::new(nothing());
+        if is_failure(status) {
+            return Ok(failed_upstream(url, status));
+        }
         if status == StatusCode::OK {
             response = archive(
                 &Method::HEAD,
@@ -377,6 +388,7 @@ impl Asking {
                 url,
                 headers,
                 deadline: Instant::now() + PASS_DEADLINE,
+                patience: PASS_DEADLINE,
                 follow: false,
                 purpose: "pass",
             };
@@ -480,8 +492,32 @@ fn held_headers(held: &Held) -> HeaderMap {
     headers
 }
 
+/// Whether a status says that upstream failed, which larder has already tried to mend.
+fn is_failure(status: StatusCode) -> bool {
+    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
+}
+
+/// Upstream's status, with larder's words.
+fn failed_upstream(url: &Url, status: StatusCode) -> Answer {
+    let code = status.as_u16();
+    let words = format!(
+        "{}: upstream answered {code}, also when asked again; try again later",
+        shown_url(url)
+    );
+    let mut answer = Answer::error(&Error::new(ErrorKind::Incomplete, words.as_str()));
+    *answer.response.status_mut() = status;
+    answer.proxy_status(&format!(
+        "error=http_response_incomplete; received-status={code}; details={}",
+        sf_string(&words)
+    ));
+    answer
+}
+
 /// Upstream's refusal, relayed.
-fn refused(refusal: &Refusal) -> Answer {
+fn refused(url: &Url, refusal: &Refusal) -> Answer {
+    if is_failure(refusal.status) {
+        return failed_upstream(url, refusal.status);
+    }
     let mut headers = refusal.headers.clone();
     headers.insert(CONTENT_LENGTH, HeaderValue::from(refusal.body.len()));
     let mut response = Response::new(full(refusal.body.clone()));

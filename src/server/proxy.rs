@@ -16,6 +16,11 @@ use crate::upstream::guard::Reach;
 
 /// Answers a request. `may_connect` is false on a connection that came through CONNECT.
 pub async fn answer(peer: Peer, request: Request<Incoming>, may_connect: bool) -> Response<Body> {
+    if request.headers().get_all(HOST).iter().nth(1).is_some() {
+        let trace = Trace::begin(&peer, request.method(), "?".to_owned());
+        let words = "the request has several Host headers";
+        return trace.send(Answer::error(&Error::new(Kind::BadRequest, words)));
+    }
     if request.method() == Method::CONNECT {
         return connect(peer, request, may_connect).await;
     }

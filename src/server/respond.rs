@@ -13,14 +13,15 @@ use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
 use hyper::body::{Body as _, Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
 use hyper::header::{
-    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName,
-    HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE, VIA,
+    ACCEPT_RANGES, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap,
+    HeaderName, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE, VIA,
 };
 use hyper::{Method, Response, StatusCode};
 
 use super::connection::Peer;
+use super::leases::{Summary, Whose};
 use crate::cache::follower::Reader;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::telemetry::{METRICS, Outcome};
 
 /// The body of every answer. An error in it resets the connection: so a client sees a cut.
@@ -95,12 +96,15 @@ impl Answer {
             &serde_json::json!({ "errors": [words] }),
         );
         answer.cache = "error";
-        let status = format!(
-            "larder; error={}; details={}",
+        answer.proxy_status(&format!(
+            "error={}; details={}",
             error.kind().token(),
             sf_string(&error.to_string())
-        );
-        answer.header(PROXY_STATUS, &status);
+        ));
+        if error.kind() == Kind::BadRequest {
+            // What else is on this connection is not to be trusted.
+            answer.header(CONNECTION, "close");
+        }
         answer.cache_status("fwd=miss");
         answer
     }
@@ -108,10 +112,16 @@ impl Answer {
     /// The same words as the reason phrase: of a refused CONNECT, Go shows nothing else.
     pub fn with_reason(mut self, error: &Error) -> Self {
         let words = printable(&format!("larder: {error}"));
+        self.header(CONNECTION, "close");
         if let Ok(reason) = ReasonPhrase::try_from(words.into_bytes()) {
             self.response.extensions_mut().insert(reason);
         }
         self
+    }
+
+    /// `Proxy-Status: larder; …`
+    pub fn proxy_status(&mut self, words: &str) {
+        self.header(PROXY_STATUS, &format!("larder; {words}"));
     }
 
     /// `Cache-Status: larder; …`, and `Via`, which stands on the same answers.
@@ -314,7 +324,13 @@ impl Trace {
             status: parts.status.as_u16(),
         };
         METRICS.requests.get_or_create(&outcome).inc();
+        let entrance = &self.peer.entrance;
+        let leases = entrance.server.leases();
+        let whose = answer
+            .archive
+            .and_then(|_| leases.whose(self.peer.addr, entrance.local));
         let traced = Traced {
+            whose,
             done: body.is_end_stream(),
             body,
             trace: self,
@@ -351,6 +367,7 @@ struct Traced {
     trace: Trace,
     outcome: Outcome,
     archive: Option<ArchiveBytes>,
+    whose: Option<Whose>,
     sent: u64,
     done: bool,
 }
@@ -388,15 +405,17 @@ impl hyper::body::Body for Traced {
 impl Drop for Traced {
     fn drop(&mut self) {
         if let Some(archive) = self.archive {
-            let tally = &self.trace.peer.entrance.tally;
+            let mut answer = Summary::default();
             if archive.from_cache {
                 METRICS.cache_bytes.inc_by(self.sent);
-                tally.add(&tally.from_cache, self.sent);
+                answer.from_cache = self.sent;
             } else {
-                tally.add(&tally.from_upstream, self.sent);
+                answer.from_upstream = self.sent;
             }
-            if archive.verified && self.done {
-                tally.verified.fetch_add(1, Ordering::Relaxed);
+            answer.verified = usize::from(archive.verified && self.done);
+            if let Some(whose) = self.whose.take() {
+                let leases = self.trace.peer.entrance.server.leases();
+                leases.count(whose, answer);
             }
         }
         self.trace

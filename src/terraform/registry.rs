@@ -92,9 +92,8 @@ pub fn rewrite_download(
 /// Whether `body` is a document of the kind that lies at `base`; the words say what is wrong.
 pub fn check(kind: Kind, base: &Url, body: &[u8]) -> Result<(), String> {
     match kind {
-        Kind::Discovery | Kind::ReleaseIndex => object(body).map(|_| ()),
+        Kind::Discovery | Kind::ReleaseIndex | Kind::ModuleVersions => object(body).map(|_| ()),
         Kind::VersionList => list(body, "versions"),
-        Kind::ModuleVersions => list(body, "modules"),
         Kind::Download => Download::parse(base, body).map(|_| ()),
         Kind::Sums => Sums::parse(body).map(|_| ()),
         Kind::Signature if body.is_empty() => Err("is empty".into()),

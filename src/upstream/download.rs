@@ -23,7 +23,9 @@ use crate::error::{Error, Kind};
 use crate::telemetry::METRICS;
 
 /// For the head of an archive's answer, over all tries.
-const HEAD_DEADLINE: Duration = Duration::from_secs(20);
+const HEAD_DEADLINE: Duration = Duration::from_secs(32);
+/// For one of them: an upstream that says nothing is asked again.
+const HEAD_PATIENCE: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(30);
 /// Mends without a single new byte before giving up, and mends of one download in all.
 const FRUITLESS_MENDS: u32 = 3;
@@ -339,6 +341,7 @@ async fn request(
             url: &source.url,
             headers,
             deadline: Instant::now() + HEAD_DEADLINE,
+            patience: HEAD_PATIENCE,
             follow: true,
             purpose: "archive",
         })

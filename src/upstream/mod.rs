@@ -38,7 +38,7 @@ use dial::Dialer;
 pub type RequestBody = BoxBody<Bytes, hyper::Error>;
 
 /// Tries behind one request, the first one included.
-const TRIES: u32 = 3;
+pub const TRIES: u32 = 3;
 const BACKOFF: Duration = Duration::from_millis(150);
 const REDIRECTS: usize = 10;
 const TLS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -58,6 +58,8 @@ pub struct Ask<'a> {
     pub headers: HeaderMap,
     /// When the head of the answer must be there, over all tries.
     pub deadline: Instant,
+    /// How long one try may take of that.
+    pub patience: Duration,
     pub follow: bool,
     /// What it is for, in metrics.
     pub purpose: &'static str,
@@ -154,6 +156,7 @@ impl Upstream {
     }
 
     async fn ask_once(&self, ask: &Ask<'_>) -> Result<(Response<Incoming>, usize), Error> {
+        let deadline = ask.deadline.min(Instant::now() + ask.patience);
         let mut url = ask.url.clone();
         let mut headers = ask.headers.clone();
         for hops in 0..=REDIRECTS {
@@ -161,7 +164,7 @@ impl Upstream {
             *request.method_mut() = ask.method.clone();
             *request.uri_mut() = to_uri(&url)?;
             *request.headers_mut() = headers.clone();
-            let response = self.send(request, ask.deadline, ask.purpose).await?;
+            let response = self.send(request, deadline, ask.purpose).await?;
             if !ask.follow || !is_redirect(response.status()) {
                 return Ok((response, hops));
             }
@@ -270,7 +273,7 @@ fn shown(uri: &Uri) -> String {
 }
 
 /// Exponential, with jitter of its own length so that a fleet does not come back in step.
-fn backoff(tried: u32) -> Duration {
+pub fn backoff(tried: u32) -> Duration {
     let base = BACKOFF * 2u32.pow(tried - 1);
     let random = RandomState::new().build_hasher().finish();
     base + base.mul_f64((random % 1000) as f64 / 1000.0)
