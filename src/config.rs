@@ -513,10 +513,10 @@ impl FromStr for HostName {
     /// IP address, an IPv6 one with or without brackets.
     fn from_str(s: &str) -> Result<Self, String> {
         let bare = s.strip_prefix('[').and_then(|s| s.strip_suffix(']'));
-        if let Ok(ip) = bare.unwrap_or(s).parse::<IpAddr>() {
-            if bare.is_none() || ip.is_ipv6() {
-                return Ok(Self(ip.to_string()));
-            }
+        if let Ok(ip) = bare.unwrap_or(s).parse::<IpAddr>()
+            && (bare.is_none() || ip.is_ipv6())
+        {
+            return Ok(Self(ip.to_string()));
         }
         let name = s.strip_suffix('.').unwrap_or(s).to_ascii_lowercase();
         let label_ok = |label: &str| {

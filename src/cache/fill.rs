@@ -419,7 +419,7 @@ impl Writer {
                 METRICS.archives_verified.inc();
                 self.commit(verified, &words, head).await;
             }
-            Err((_, found)) => {
+            Err(found) => {
                 let verdict = Verdict::Known(digest, words);
                 self.end(Phase::Failed(
                     refuse(&self.sources, &self.source.url, found, verdict).await,

@@ -259,10 +259,10 @@ impl Metadata {
 
     /// A document's sums, parsed once.
     pub fn parsed(&self, document: &Arc<Document>) -> Option<Arc<Sums>> {
-        if let Some((of, sums)) = self.sums.get(&document.key) {
-            if Arc::ptr_eq(&of, document) {
-                return sums;
-            }
+        if let Some((of, sums)) = self.sums.get(&document.key)
+            && Arc::ptr_eq(&of, document)
+        {
+            return sums;
         }
         let sums = Sums::parse(&document.body).ok().map(Arc::new);
         self.sums

@@ -1,7 +1,7 @@
 //! `larder serve`
 
 use std::process::ExitCode;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -71,7 +71,7 @@ async fn serve(config: Config, until_unused: bool) -> Result<(), Exit> {
         connect_to: config.connect_to.clone(),
         configured: config.intercept.clone(),
         parent: parent(&config)?.filter(|parent| !is_own(&parent.proxy, &addrs)),
-        own: RwLock::new(addrs.clone()),
+        own: addrs.clone(),
     };
     let upstream = Upstream::new(Arc::new(dialer), roots)
         .map(Arc::new)

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 pub const MARK: &str = "LARDER_RUN";
 
 /// The runs that use this process.
+#[derive(Default)]
 pub struct Leases {
     open: Mutex<HashMap<String, Arc<Tally>>>,
     /// None before the first
@@ -48,14 +49,6 @@ pub struct Summary {
 pub struct Whose(tokio::task::JoinHandle<Option<String>>);
 
 impl Leases {
-    pub fn new() -> Self {
-        Self {
-            open: Mutex::default(),
-            count: watch::Sender::new(None),
-            undecided: watch::Sender::new(0),
-        }
-    }
-
     pub fn open(&self, id: &str) {
         let mut open = self.lock();
         open.insert(id.to_owned(), Arc::default());

@@ -58,7 +58,7 @@ impl Server {
             tunnels: Semaphore::new(tunnel::TUNNELS),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
             draining: watch::Sender::new(false),
-            leases: Arc::new(Leases::new()),
+            leases: Arc::default(),
             alive: Mutex::default(),
         })
     }

@@ -186,12 +186,12 @@ impl Asking {
         if is_failure(document.status) {
             return Ok(failed_upstream(url, document.status));
         }
-        let mut answer = Answer::new(self.from_document(&document), outcome);
+        let mut answer = Answer::new(self.present(&document), outcome);
         answer.cache_status(&words);
         Ok(answer)
     }
 
-    fn from_document(&self, document: &Document) -> Response<Body> {
+    fn present(&self, document: &Document) -> Response<Body> {
         let mut headers = document.headers.clone();
         let mut body = document.body.clone();
         if let Some(rewritten) = self.rewritten(document) {
@@ -206,10 +206,10 @@ impl Asking {
                 HeaderValue::try_from(etag).expect("hexadecimal digits are a header value"),
             );
         }
-        if let Ok(age) = SystemTime::now().duration_since(document.validated) {
-            if age.as_secs() > 0 {
-                headers.insert(AGE, HeaderValue::from(age.as_secs()));
-            }
+        if let Ok(age) = SystemTime::now().duration_since(document.validated)
+            && age.as_secs() > 0
+        {
+            headers.insert(AGE, HeaderValue::from(age.as_secs()));
         }
         let mut response = Response::new(nothing());
         *response.status_mut() = document.status;

@@ -184,10 +184,10 @@ pub fn part(asked: &HeaderMap, sent: &HeaderMap, length: u64) -> Part {
     let Some(range) = asked.get(RANGE).and_then(|value| value.to_str().ok()) else {
         return Part::Whole;
     };
-    if let Some(condition) = asked.get(IF_RANGE) {
-        if !range_holds(condition, sent) {
-            return Part::Whole;
-        }
+    if let Some(condition) = asked.get(IF_RANGE)
+        && !range_holds(condition, sent)
+    {
+        return Part::Whole;
     }
     parse_range(range, length)
 }

@@ -221,12 +221,11 @@ impl Store {
             blob.keys.push(key.to_owned());
         }
         let size = blob.size;
-        if let Some(old) = inner.keys.insert(key.to_owned(), digest) {
-            if old != digest {
-                if let Some(blob) = inner.blobs.get_mut(&old) {
-                    blob.keys.retain(|k| k != key);
-                }
-            }
+        if let Some(old) = inner.keys.insert(key.to_owned(), digest)
+            && old != digest
+            && let Some(blob) = inner.blobs.get_mut(&old)
+        {
+            blob.keys.retain(|k| k != key);
         }
         let opts = cacache::WriteOpts::new()
             .integrity(digest.to_integrity())
@@ -301,10 +300,8 @@ impl Store {
         let fully = cacache::index::RemoveOpts::new().remove_fully(true);
         for (i, key) in blob.keys.iter().enumerate() {
             let removed = i == 0 && fully.clone().remove_sync(&self.cache, key).is_ok();
-            if !removed {
-                if let Err(error) = cacache::index::delete(&self.cache, key) {
-                    tracing::warn!(%error, "an index entry cannot be deleted");
-                }
+            if !removed && let Err(error) = cacache::index::delete(&self.cache, key) {
+                tracing::warn!(%error, "an index entry cannot be deleted");
             }
         }
         match fs::remove_file(content_path(&self.cache, &digest)) {
@@ -523,9 +520,8 @@ mod tests {
         let store = Store::open(dir.path(), Some(1 << 20)).unwrap();
         let mut staged = store.stage(Some(3)).unwrap();
         staged.append(b"bad").unwrap();
-        let (staged, found) = staged.verify(Digest::of(b"good")).err().unwrap();
+        let found = staged.verify(Digest::of(b"good")).err().unwrap();
         assert_eq!(found, Digest::of(b"bad"));
-        drop(staged);
         assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
         assert_eq!(store.lock().reserved, 0);
     }

@@ -70,11 +70,11 @@ impl Store {
             .mode(0o644)
             .open(&path)
             .map_err(Full::from)?;
-        if let Some(len) = len.filter(|len| *len > 0) {
-            if let Err(full) = allocate(&file, len) {
-                let _ = std::fs::remove_file(&path);
-                return Err(full);
-            }
+        if let Some(len) = len.filter(|len| *len > 0)
+            && let Err(full) = allocate(&file, len)
+        {
+            let _ = std::fs::remove_file(&path);
+            return Err(full);
         }
         Ok((file, path))
     }
@@ -113,11 +113,11 @@ impl Staged {
         Ok(())
     }
 
-    /// Lets the bytes pass as `expected`, or gives them back with the digest they have.
-    pub fn verify(self, expected: Digest) -> Result<Verified, (Self, Digest)> {
+    /// Lets the bytes pass as `expected`; or they are gone, and the digest that they had is returned.
+    pub fn verify(self, expected: Digest) -> Result<Verified, Digest> {
         let found = self.hasher.so_far();
         if found != expected {
-            return Err((self, found));
+            return Err(found);
         }
         Ok(Verified {
             staged: self,

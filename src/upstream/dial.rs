@@ -2,7 +2,6 @@
 //! fetches, so that no way round the guard exists.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::RwLock;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -29,7 +28,7 @@ pub struct Dialer {
     pub configured: Vec<Authority>,
     pub parent: Option<ParentProxy>,
     /// Where larder listens.
-    pub own: RwLock<Vec<SocketAddr>>,
+    pub own: Vec<SocketAddr>,
 }
 
 /// A parent proxy and who is asked without it.
@@ -74,17 +73,17 @@ impl Dialer {
             return self.connect(asked, &target, None).await;
         }
         let guard = (!self.configured.contains(asked)).then_some(self.reach);
-        if let Some(parent) = &self.parent {
-            if !parent.except.covers(asked) {
-                // Behind a parent, names are its to resolve: literals are all that can be judged.
-                if let (Some(ip), Some(reach)) = (asked.host.ip(), guard) {
-                    judge(ip, reach).map_err(|what| prohibited(asked, ip, what))?;
-                }
-                let stream = self
-                    .connect(&parent.proxy.authority, &parent.proxy.authority, None)
-                    .await?;
-                return connect_through(stream, asked, &parent.proxy).await;
+        if let Some(parent) = &self.parent
+            && !parent.except.covers(asked)
+        {
+            // Behind a parent, names are its to resolve: literals are all that can be judged.
+            if let (Some(ip), Some(reach)) = (asked.host.ip(), guard) {
+                judge(ip, reach).map_err(|what| prohibited(asked, ip, what))?;
             }
+            let stream = self
+                .connect(&parent.proxy.authority, &parent.proxy.authority, None)
+                .await?;
+            return connect_through(stream, asked, &parent.proxy).await;
         }
         self.connect(asked, asked, guard).await
     }
@@ -148,8 +147,7 @@ impl Dialer {
     }
 
     fn is_own(&self, address: SocketAddr) -> bool {
-        let own = self.own.read().unwrap_or_else(|e| e.into_inner());
-        own.iter().any(|listener| {
+        self.own.iter().any(|listener| {
             listener.port() == address.port()
                 && (listener.ip() == address.ip()
                     || address.ip().is_unspecified()
@@ -305,7 +303,7 @@ mod tests {
             connect_to: vec![],
             configured: vec![],
             parent: None,
-            own: RwLock::new(vec![listener]),
+            own: vec![listener],
         }
     }
 

@@ -240,10 +240,10 @@ impl Download {
         response: Response<Incoming>,
         taken: &Hasher,
     ) -> Result<Incoming, Error> {
-        if let (Some(old), Some(new)) = (self.head.length, length(response.headers())) {
-            if old != new {
-                return Err(self.changed("has another length now"));
-            }
+        if let (Some(old), Some(new)) = (self.head.length, length(response.headers()))
+            && old != new
+        {
+            return Err(self.changed("has another length now"));
         }
         let mut body = response.into_body();
         let mut again = Hasher::default();

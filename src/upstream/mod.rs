@@ -206,10 +206,10 @@ pub async fn chunk(
             None => return Ok(None),
             Some(Ok(frame)) => {
                 // Trailers are of no use to these clients.
-                if let Ok(data) = frame.into_data() {
-                    if !data.is_empty() {
-                        return Ok(Some(data));
-                    }
+                if let Ok(data) = frame.into_data()
+                    && !data.is_empty()
+                {
+                    return Ok(Some(data));
                 }
             }
             Some(Err(e)) => {
