@@ -149,6 +149,7 @@ impl Sources {
             url: url.clone(),
             kind: Kind::Sums,
             headers,
+            reload: false,
         };
         match self.metadata.get(&wish).await {
             Ok(Answer::Document(document, _)) => match document.status {

@@ -31,7 +31,7 @@ const WITHHELD: u64 = 16 << 10;
 /// Bytes written at once, at the most. Two such batches are in memory: one written, one received.
 const BATCH: usize = 512 << 10;
 /// So long the answer's head waits to be able to say whether a digest is to be had.
-const GRACE: Duration = Duration::from_millis(50);
+const GRACE: Duration = Duration::from_millis(20);
 const REFUSAL_LIMIT: usize = 64 << 10;
 
 /// How much of `written` bytes may be seen before the digest is verified.

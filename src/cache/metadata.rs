@@ -92,6 +92,8 @@ pub struct Wish {
     pub kind: Kind,
     /// Of the client's headers, those that are passed on for a shared answer
     pub headers: HeaderMap,
+    /// Whether the client wants upstream to be asked even if a held answer is fresh
+    pub reload: bool,
 }
 
 /// What answers the wish.
@@ -170,7 +172,7 @@ impl Metadata {
                 return Ok(Answer::Document(held, How::Offline));
             }
             let left = held.fresh_for(SystemTime::now());
-            if let Some(left) = left.filter(|_| !self.is_doubted(&key)) {
+            if let Some(left) = left.filter(|_| !wish.reload && !self.is_doubted(&key)) {
                 return Ok(Answer::Document(held, How::Hit(left)));
             }
         }
@@ -319,7 +321,12 @@ impl Metadata {
             url: held.base.clone(),
             kind: held.kind,
             headers,
+            reload: true,
         };
+        if url_key(&wish.url) != key {
+            // Its URL had a query, which was not kept: only a client can ask again.
+            return;
+        }
         if let Err(cause) = self.get(&wish).await {
             tracing::debug!(key, %cause, "a doubted document could not be fetched anew");
         }
@@ -403,6 +410,9 @@ impl Metadata {
             purpose: "metadata",
         };
         let response = self.upstream.ask(&ask).await?;
+        if response.status() == StatusCode::PARTIAL_CONTENT {
+            return Err(nonsense(&wish.url, "is a part that was not asked for"));
+        }
         if response.status() == StatusCode::NOT_MODIFIED {
             return match held {
                 Some(held) => Ok(Fetched::Document(

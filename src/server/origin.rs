@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::header::{
-    ACCEPT, ACCEPT_ENCODING, AGE, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HOST, HeaderMap,
-    HeaderName, HeaderValue, LAST_MODIFIED, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE, USER_AGENT,
+    ACCEPT, ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, ETAG,
+    HOST, HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED, PRAGMA, PROXY_AUTHORIZATION,
+    SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode, Version};
@@ -87,11 +87,18 @@ impl Asking {
             // Whatever its name looks like: a document says that it is an archive.
             kind = Kind::Archive;
         }
+        let elsewhere = path.starts_with(OWN_PREFIX);
         let plain = matches!(self.parts.method, Method::GET | Method::HEAD);
+        if !plain && elsewhere {
+            let words = format!("{path} can only be read; use GET");
+            return Err(Error::new(ErrorKind::BadRequest, words));
+        }
         if !plain {
             return self.pass(&url, body.boxed()).await;
         }
-        match (kind, is_private(&self.parts.headers)) {
+        // Credentials are for this host alone, not for where its document points.
+        let private = is_private(&self.parts.headers) && !elsewhere;
+        match (kind, private) {
             (Kind::Archive, private) if self.parts.method == Method::GET => {
                 self.archive(&url, private).await
             }
@@ -159,6 +166,7 @@ impl Asking {
             url: url.clone(),
             kind,
             headers: self.shared_headers(),
+            reload: wants_reload(&self.parts.headers),
         };
         let cache = &self.peer.entrance.server.cache;
         let (document, how) = match cache.metadata.get(&wish).await? {
@@ -270,8 +278,9 @@ impl Asking {
                     length = Some(fill.whole().await?);
                 }
                 let collapsed = if joined { "; collapsed" } else { "" };
-                let (words, verified) = match head.digest {
-                    DigestKnown::Never => ("fwd=miss; detail=no-digest-not-stored", false),
+                let (words, verified) = match (head.digest, &head.file) {
+                    (DigestKnown::Never, _) => ("fwd=miss; detail=no-digest-not-stored", false),
+                    (_, None) => ("fwd=miss; detail=no-room-not-stored", true),
                     _ => ("fwd=miss; stored", true),
                 };
                 let (sources, upstream) = (cache.sources().clone(), cache.upstream.clone());
@@ -285,6 +294,7 @@ impl Asking {
                 );
                 let mut answer = Answer::new(response, if joined { "collapsed" } else { "miss" });
                 answer.cache_status(&format!("{words}{collapsed}"));
+                let verified = verified && answer.response.status() == StatusCode::OK;
                 answer.archive = Some(ArchiveBytes {
                     from_cache: joined,
                     verified,
@@ -306,10 +316,12 @@ impl Asking {
         );
         let mut answer = Answer::new(response, "hit");
         answer.cache_status("hit");
-        answer.archive = Some(ArchiveBytes {
-            from_cache: true,
-            verified: self.parts.method == Method::GET,
-        });
+        if self.parts.method == Method::GET {
+            answer.archive = Some(ArchiveBytes {
+                from_cache: true,
+                verified: answer.response.status() == StatusCode::OK,
+            });
+        }
         answer
     }
 
@@ -490,6 +502,16 @@ fn held_headers(held: &Held) -> HeaderMap {
         );
     }
     headers
+}
+
+/// A client that reloads (RFC 9111 section 5.2.1.4) wants upstream to be asked.
+fn wants_reload(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(CACHE_CONTROL)
+        .iter()
+        .chain(headers.get_all(PRAGMA))
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.to_ascii_lowercase().contains("no-cache"))
 }
 
 /// Whether a status says that upstream failed, which larder has already tried to mend.

@@ -100,7 +100,7 @@ pub fn check(kind: Kind, base: &Url, body: &[u8]) -> Result<(), String> {
         Kind::Signature if body.trim_ascii_start().starts_with(b"<") => {
             Err("is a page, not a signature".into())
         }
-        Kind::Signature | Kind::Archive | Kind::Other => Ok(()),
+        Kind::Signature | Kind::Archive | Kind::Listing | Kind::Other => Ok(()),
     }
 }
 

@@ -20,6 +20,8 @@ pub enum Kind {
     ModuleVersions,
     /// `…/PRODUCT/index.json`, `…/PRODUCT/VERSION/index.json` (releases site)
     ReleaseIndex,
+    /// A folder, whose page tools scrape for versions
+    Listing,
     /// `…_SHA256SUMS`
     Sums,
     /// `…_SHA256SUMS.sig`, `…_SHA256SUMS.72D7468F.sig`
@@ -40,7 +42,7 @@ impl Kind {
     pub fn is_version_list(self) -> bool {
         matches!(
             self,
-            Self::VersionList | Self::ModuleVersions | Self::ReleaseIndex
+            Self::VersionList | Self::ModuleVersions | Self::ReleaseIndex | Self::Listing
         )
     }
 }
@@ -56,6 +58,9 @@ pub fn route(path: &str) -> Kind {
     }
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     let last = segments.last().copied().unwrap_or_default();
+    if last.is_empty() {
+        return Kind::Listing;
+    }
     if last.ends_with("SHA256SUMS") {
         return Kind::Sums;
     }
@@ -180,8 +185,9 @@ mod tests {
                 Kind::Archive,
             ),
             ("/vault/1.0.0/vault_1.0.0-1_amd64.deb", Kind::Archive),
-            ("/terraform/", Kind::Other),
-            ("/", Kind::Other),
+            ("/terraform/", Kind::Listing),
+            ("/", Kind::Listing),
+            ("/.well-known/pgp-key.txt", Kind::Other),
         ] {
             assert_eq!(route(path), kind, "{path}");
         }

@@ -83,8 +83,19 @@ impl Download {
     /// Asks for the whole archive.
     pub async fn open(upstream: &Arc<Upstream>, source: Source) -> Result<Opened, Error> {
         let response = request(upstream, &source, None).await?;
-        if response.status() != StatusCode::OK {
+        let status = response.status();
+        if status.is_client_error() || status.is_server_error() {
             return Ok(Opened::Refused(response));
+        }
+        if status != StatusCode::OK {
+            let what = shown_url(&source.url);
+            return Err(Error::new(
+                Kind::Nonsense,
+                format!(
+                    "{what}: upstream answered {} to a plain GET; try again later",
+                    status.as_u16()
+                ),
+            ));
         }
         let (parts, body) = response.into_parts();
         let head = Head {
