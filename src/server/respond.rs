@@ -23,6 +23,7 @@ use super::leases::{Summary, Whose};
 use crate::cache::follower::Reader;
 use crate::error::{Error, Kind};
 use crate::telemetry::{METRICS, Outcome};
+use crate::upstream::download::length;
 
 /// The body of every answer. An error in it resets the connection: so a client sees a cut.
 pub type Body = UnsyncBoxBody<Bytes, Error>;
@@ -331,6 +332,7 @@ impl Trace {
             .and_then(|_| leases.whose(self.peer.addr, entrance.local));
         let traced = Traced {
             whose,
+            length: length(&parts.headers),
             done: body.is_end_stream(),
             body,
             trace: self,
@@ -368,6 +370,7 @@ struct Traced {
     outcome: Outcome,
     archive: Option<ArchiveBytes>,
     whose: Option<Whose>,
+    length: Option<u64>,
     sent: u64,
     done: bool,
 }
@@ -389,7 +392,7 @@ impl hyper::body::Body for Traced {
             None => self.done = true,
         }
         // The last byte ends it too: where the length is known, nobody polls for more.
-        self.done |= self.body.is_end_stream() || self.body.size_hint().exact() == Some(0);
+        self.done |= self.length == Some(self.sent);
         Poll::Ready(frame)
     }
 
