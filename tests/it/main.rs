@@ -3,4 +3,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod archive;
+mod ca;
 mod common;
+mod logs;
+mod metadata;
+mod offline;
+mod proxy;
+mod range;
+mod run;
+mod store;
+mod terraform;
+mod trouble;

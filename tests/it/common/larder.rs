@@ -1,5 +1,6 @@
 //! Runs the real binary on a data dir of its own.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -33,15 +34,20 @@ pub struct Setup {
 impl Setup {
     /// Sends every name that the upstream plays to it.
     pub fn new(upstream: &Upstream) -> Self {
-        let mut setup = Self::without_upstream();
-        let ca = setup.folder.path().join("upstream-ca.pem");
-        std::fs::write(&ca, &upstream.ca_pem).unwrap();
-        setup = setup.args(["--upstream-ca", ca.to_str().unwrap()]);
+        let mut setup = Self::trusting(upstream);
         for name in Upstream::names() {
             let target = format!("{name}:443:127.0.0.1:{}", upstream.addr.port());
             setup = setup.args(["--connect-to", &target]);
         }
         setup
+    }
+
+    /// Trusts the upstream's CA, without knowing where the upstream is.
+    pub fn trusting(upstream: &Upstream) -> Self {
+        let setup = Self::without_upstream();
+        let ca = setup.path("upstream-ca.pem");
+        std::fs::write(&ca, &upstream.ca_pem).unwrap();
+        setup.args(["--upstream-ca", ca.to_str().unwrap()])
     }
 
     pub fn without_upstream() -> Self {
@@ -60,12 +66,6 @@ impl Setup {
 
     pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
         self.options.extend(args.into_iter().map(str::to_owned));
-        self
-    }
-
-    /// The same folders without the upstream and all options given so far.
-    pub fn bare(mut self) -> Self {
-        self.options.clear();
         self
     }
 
@@ -178,13 +178,21 @@ impl Setup {
         files_below(&self.data_dir().join("tmp"))
     }
 
-    /// Waits until a fill has been committed: blobs as many as named, and nothing staged.
+    /// Waits until so many blobs are kept and named in the index, and nothing is staged.
     pub async fn holds(&self, blobs: usize) {
-        let what = format!("{blobs} blobs and an empty tmp/");
+        let what = format!("{blobs} blobs with their names, and an empty tmp/");
         eventually(&what, || {
-            self.blobs().len() == blobs && self.staged().is_empty()
+            let stored = self.blobs().len() == blobs && self.staged().is_empty();
+            stored && self.named() == blobs
         })
         .await;
+    }
+
+    /// The archives that the index names.
+    fn named(&self) -> usize {
+        let entries = cacache::list_sync(self.data_dir().join("cache")).flatten();
+        let digests: BTreeSet<_> = entries.map(|entry| entry.integrity.to_hex().1).collect();
+        digests.len()
     }
 
     /// The files below the data dir that contain `needle`.

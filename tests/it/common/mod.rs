@@ -14,7 +14,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub use client::{Answer, Client, Got};
+pub use client::{Client, Conn, Got};
 pub use larder::{Larder, Setup};
 pub use registry::{Home, Product, Release};
 pub use upstream::{Gate, Line, Reply, Tap, Upstream};

@@ -676,7 +676,7 @@ async fn send_body(
     const CHUNK: u64 = 16 * 1024;
     let length = reply.body.len() as u64;
     let (stop, how) = match reply.broken {
-        Some((bytes, how)) if bytes < length => (bytes, Some(how)),
+        Some((bytes, how)) if bytes <= length => (bytes, Some(how)),
         _ => (length, None),
     };
     let mut at = 0;
