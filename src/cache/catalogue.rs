@@ -11,6 +11,8 @@ use crate::digest::Digest;
 use crate::terraform::registry::Download;
 use crate::terraform::route::{Kind, OWN_PREFIX, file_name};
 
+/// Documents known; more than are kept on disk, since some are known without being kept.
+const DOCUMENT_LIMIT: usize = 40_000;
 /// Names kept of documents that have since been replaced.
 const NAMED_LIMIT: usize = 200_000;
 
@@ -51,6 +53,12 @@ impl Catalogue {
         let mut inner = self.write();
         inner.drop_claims(document);
         inner.add(document, registry, download);
+        if inner.documents.len() > DOCUMENT_LIMIT
+            && let Some(any) = inner.documents.keys().find(|key| *key != document).cloned()
+        {
+            inner.drop_claims(&any);
+            inner.documents.remove(&any);
+        }
         if inner.named.len() > NAMED_LIMIT {
             inner.named.clear();
             let documents: Vec<_> = inner.documents.clone().into_iter().collect();
@@ -65,8 +73,15 @@ impl Catalogue {
     pub fn forget(&self, document: &str) {
         let mut inner = self.write();
         inner.drop_claims(document);
-        if let Some((registry, download)) = inner.documents.remove(document) {
-            for (url, _) in urls_of(&download) {
+        let Some((registry, download)) = inner.documents.remove(document) else {
+            return;
+        };
+        for (url, _) in urls_of(&download) {
+            // The documents of a version's platforms name the same sums.
+            let named_elsewhere = inner.documents.values().any(|(other, download)| {
+                *other == registry && urls_of(download).any(|(named, _)| named == url)
+            });
+            if !named_elsewhere {
                 inner.named.remove(&(registry.clone(), token(url)));
             }
         }
@@ -162,6 +177,7 @@ fn urls_of(download: &Download) -> impl Iterator<Item = (&Url, Kind)> {
     std::iter::once((&download.archive, Kind::Archive))
         .chain(sums)
         .chain(signature)
+        .filter(|(url, _)| url.scheme() == "https")
 }
 
 #[cfg(test)]
@@ -217,7 +233,10 @@ mod tests {
         assert!(catalogue.claims(&url_key(&old.archive)).is_empty());
         assert_eq!(catalogue.claims(&url_key(&new.archive)).len(), 1);
         assert!(catalogue.named("r", &own_path(&old.archive)).is_some());
+        catalogue.learn("another platform", "r", &download("https://g/c.zip", "3"));
         catalogue.forget("doc");
+        let shared = new.sums.clone().unwrap();
+        assert!(catalogue.named("r", &own_path(&shared)).is_some());
         assert!(catalogue.claims(&url_key(&new.archive)).is_empty());
         assert!(catalogue.named("r", &own_path(&new.archive)).is_none());
     }

@@ -1,9 +1,12 @@
 //! Which digest an archive should have, by every source that is known.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::future::join_all;
 use hyper::StatusCode;
 use hyper::header::{ACCEPT, HeaderMap, HeaderValue};
+use moka::sync::Cache;
 use url::Url;
 
 use super::metadata::{Answer, Metadata, Wish};
@@ -14,6 +17,9 @@ use crate::store::Store;
 use crate::terraform::route::{Kind, file_name, sums_beside};
 use crate::terraform::sums::Sums;
 use crate::upstream::shown_url;
+
+/// How long a client may come back for the rest of what it was cut off from.
+const TAINT: Duration = Duration::from_secs(24 * 3600);
 
 /// A source's word.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,9 +87,31 @@ pub enum Verdict {
 pub struct Sources {
     pub metadata: Arc<Metadata>,
     pub store: Arc<Store>,
+    /// Archives of which clients may hold bytes that never were verified
+    tainted: Cache<String, ()>,
 }
 
 impl Sources {
+    pub fn new(metadata: Arc<Metadata>, store: Arc<Store>) -> Self {
+        Self {
+            metadata,
+            store,
+            tainted: Cache::builder()
+                .max_capacity(10_000)
+                .time_to_live(TAINT)
+                .build(),
+        }
+    }
+
+    /// A client was cut off: what it has must not be completed by a later range.
+    pub fn taint(&self, archive: &Url) {
+        self.tainted.insert(url_key(archive), ());
+    }
+
+    pub fn is_tainted(&self, archive: &Url) -> bool {
+        self.tainted.contains_key(&url_key(archive))
+    }
+
     /// What is known of `archive` without asking anybody.
     pub async fn expected(&self, archive: &Url) -> Expected {
         let key = url_key(archive);
@@ -210,17 +238,14 @@ impl Sources {
             Expected::Contradiction(words, _) => (words, true),
             Expected::Unknown => return false,
         };
-        let mut any = false;
-        for word in words.iter().filter(|word| word.origin != Origin::Earlier) {
-            if all {
-                self.metadata.doubt(&word.key);
-            }
-            if self.metadata.is_doubted(&word.key) {
-                self.metadata.refresh(&word.key).await;
-                any = true;
-            }
+        if all {
+            self.doubt(words);
         }
-        any
+        let doubted = words
+            .iter()
+            .filter(|word| word.origin != Origin::Earlier && self.metadata.is_doubted(&word.key));
+        let refreshed = join_all(doubted.map(|word| self.metadata.refresh(&word.key))).await;
+        !refreshed.is_empty()
     }
 
     /// Sources that took part in a contradiction are fetched anew the next time.

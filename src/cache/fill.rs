@@ -1,9 +1,10 @@
 //! A fill: one fetch of one archive, belonging to no client. It writes a staged file that
 //! followers read as it grows, and withholds the end until the digest is verified.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,6 +34,9 @@ const BATCH: usize = 512 << 10;
 /// So long the answer's head waits to be able to say whether a digest is to be had.
 const GRACE: Duration = Duration::from_millis(20);
 const REFUSAL_LIMIT: usize = 64 << 10;
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
+/// Fills that go on though nobody follows them.
+const ORPHANS: usize = 32;
 
 /// How much of `written` bytes may be seen before the digest is verified.
 ///
@@ -52,6 +56,7 @@ pub struct Fill {
     followers: AtomicUsize,
     abandoned: AtomicBool,
     abandon: Notify,
+    orphans: Arc<Orphans>,
 }
 
 /// How far a fill has come.
@@ -137,6 +142,7 @@ impl Fill {
         upstream: Arc<Upstream>,
         sources: Sources,
         source: Source,
+        orphans: Arc<Orphans>,
         done: impl FnOnce(&Arc<Self>) + Send + 'static,
     ) -> Arc<Self> {
         let (sender, state) = watch::channel(State {
@@ -150,6 +156,7 @@ impl Fill {
             followers: AtomicUsize::new(0),
             abandoned: AtomicBool::new(false),
             abandon: Notify::new(),
+            orphans,
         });
         let fill = this.clone();
         tokio::spawn(async move {
@@ -252,7 +259,29 @@ pub struct FollowGuard(Arc<Fill>);
 
 impl Drop for FollowGuard {
     fn drop(&mut self) {
-        self.0.followers.fetch_sub(1, Ordering::SeqCst);
+        if self.0.followers.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.orphans.add(&self.0);
+        }
+    }
+}
+
+/// Fills that everybody left. They go on, but only so many of them.
+#[derive(Default)]
+pub struct Orphans(Mutex<VecDeque<Weak<Fill>>>);
+
+impl Orphans {
+    fn add(&self, fill: &Arc<Fill>) {
+        let mut all = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        all.retain(|other| {
+            let other = other.upgrade();
+            other.is_some_and(|other| other.is_orphan() && !Arc::ptr_eq(&other, fill))
+        });
+        all.push_back(Arc::downgrade(fill));
+        if all.len() > ORPHANS
+            && let Some(oldest) = all.pop_front().and_then(|oldest| oldest.upgrade())
+        {
+            oldest.give_up();
+        }
     }
 }
 
@@ -475,6 +504,9 @@ impl Writer {
 
     fn end(&self, phase: Phase) {
         if let Phase::Failed(cause) = &phase {
+            if self.sender.borrow().head.is_some() {
+                self.sources.taint(&self.source.url);
+            }
             tracing::warn!(url = %shown_url(&self.source.url), %cause, "a download failed; nothing of it is kept");
         }
         self.sender.send_modify(|state| state.phase = phase);
@@ -577,12 +609,16 @@ pub fn record(words: &[Word], headers: &HeaderMap) -> Record {
 pub async fn refusal(response: hyper::Response<Incoming>, url: &Url) -> Refusal {
     let (parts, mut body) = response.into_parts();
     let mut bytes = Vec::new();
-    while let Ok(Some(next)) = chunk(&mut body, Duration::from_secs(5), url).await {
-        if bytes.len() + next.len() > REFUSAL_LIMIT {
-            break;
+    let reading = async {
+        while let Ok(Some(next)) = chunk(&mut body, REFUSAL_PATIENCE, url).await {
+            if bytes.len() + next.len() > REFUSAL_LIMIT {
+                break;
+            }
+            bytes.extend_from_slice(&next);
         }
-        bytes.extend_from_slice(&next);
-    }
+    };
+    // What came by then is what there is.
+    let _ = tokio::time::timeout(REFUSAL_PATIENCE, reading).await;
     Refusal {
         status: parts.status,
         headers: end_to_end(&parts.headers),

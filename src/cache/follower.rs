@@ -232,6 +232,14 @@ impl Direct {
 
     /// The next bytes from position `at`, before which nothing is wanted.
     async fn next(&mut self, at: u64) -> Result<Option<Bytes>, Error> {
+        let next = self.next_inner(at).await;
+        if next.is_err() {
+            self.sources.taint(self.download.url());
+        }
+        next
+    }
+
+    async fn next_inner(&mut self, at: u64) -> Result<Option<Bytes>, Error> {
         loop {
             let received = self.download.position();
             let seen = match self.whole {
@@ -282,6 +290,11 @@ impl Direct {
             return Some(bytes);
         }
         None
+    }
+
+    /// Waits for the end and its verification, where there is nothing to give out before.
+    pub async fn verdict(&mut self) -> Result<(), Error> {
+        self.next(0).await.map(|_| ())
     }
 
     async fn verify(&self) -> Result<(), Error> {

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -11,8 +12,8 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use hyper::body::Incoming;
 use hyper::header::{
-    ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue, IF_MODIFIED_SINCE,
-    IF_NONE_MATCH,
+    ACCEPT, ACCEPT_ENCODING, AGE, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue,
+    IF_MODIFIED_SINCE, IF_NONE_MATCH,
 };
 use hyper::{Method, Response, StatusCode};
 use moka::sync::Cache;
@@ -49,6 +50,9 @@ const KEPT_BYTES: u64 = 1 << 30;
 /// The documents of one data dir.
 pub struct Metadata {
     dir: PathBuf,
+    /// Where files are written before they get their names; emptied at the start
+    tmp: PathBuf,
+    temporary: AtomicU64,
     upstream: Arc<Upstream>,
     catalogue: Catalogue,
     kept: Mutex<Kept>,
@@ -122,7 +126,7 @@ pub enum How {
 
 impl Metadata {
     /// Reads which documents are kept. What they say of archives is known before this returns.
-    pub fn open(data_dir: &std::path::Path, upstream: Arc<Upstream>) -> Result<Arc<Self>, Exit> {
+    pub fn open(data_dir: &Path, upstream: Arc<Upstream>) -> Result<Arc<Self>, Exit> {
         let dir = data_dir.join("metadata");
         std::fs::create_dir_all(&dir).map_err(|e| {
             Exit::usage(format!(
@@ -132,6 +136,8 @@ impl Metadata {
         })?;
         let this = Arc::new(Self {
             dir,
+            tmp: data_dir.join("tmp"),
+            temporary: AtomicU64::new(0),
             upstream,
             catalogue: Catalogue::default(),
             kept: Mutex::default(),
@@ -165,36 +171,35 @@ impl Metadata {
             .headers
             .get(ACCEPT)
             .and_then(|value| value.to_str().ok());
-        let held = self.held(&key).await.filter(|held| held.answers(accept));
+        let held = self.held(&key).await;
+        let fits = |held: &Arc<Document>| held.answers(accept);
         let last_good = held.clone().filter(|held| held.status.is_success());
-        if let Some(held) = held {
-            if self.upstream.is_offline() && last_good.is_some() {
-                return Ok(Answer::Document(held, How::Offline));
-            }
+        if self.upstream.is_offline() {
+            let held = last_good.ok_or_else(|| offline(&wish.url))?;
+            return Ok(Answer::Document(held, How::Offline));
+        }
+        if let Some(held) = held.filter(fits) {
             let left = held.fresh_for(SystemTime::now());
             if let Some(left) = left.filter(|_| !wish.reload && !self.is_doubted(&key)) {
                 return Ok(Answer::Document(held, How::Hit(left)));
             }
         }
-        if self.upstream.is_offline() {
-            return Err(offline(&wish.url));
-        }
-        let (flight, collapsed) = self.join_flight(&key, accept, wish, &last_good);
         let patience = match last_good {
             Some(_) => DEADLINE_WITH_LAST_GOOD,
             None => LARGE_DEADLINE,
         };
-        let outcome = timeout_at(started + patience, flight)
-            .await
-            .unwrap_or_else(|_| {
-                Err(Error::new(
-                    ErrorKind::Timeout,
-                    format!(
+        let vouchable = last_good.clone().filter(fits);
+        let asking = self.ask(&key, accept, wish, &vouchable);
+        let (outcome, collapsed) =
+            timeout_at(started + patience, asking)
+                .await
+                .unwrap_or_else(|_| {
+                    let words = format!(
                         "{}: upstream did not answer in time; try again later",
                         shown_url(&wish.url)
-                    ),
-                ))
-            });
+                    );
+                    (Err(Error::new(ErrorKind::Timeout, words)), false)
+                });
         let failure = match outcome {
             Ok(Fetched::TooLarge) => return Ok(Answer::TooLarge),
             Ok(Fetched::Document(document, Vouched::Again)) => {
@@ -332,24 +337,41 @@ impl Metadata {
         }
     }
 
-    fn join_flight(
+    /// Joins the flight for the document, or starts it; whether it was joined. An answer that was
+    /// chosen by another Accept header is none for this client: then a flight of its own follows.
+    async fn ask(
         self: &Arc<Self>,
         key: &str,
         accept: Option<&str>,
         wish: &Wish,
         held: &Option<Arc<Document>>,
+    ) -> (Result<Fetched, Error>, bool) {
+        loop {
+            let (flight, joined) = self.join_flight(key, wish, held);
+            let outcome = flight.await;
+            match &outcome {
+                Ok(Fetched::Document(document, _)) if joined && !document.answers(accept) => {}
+                _ => return (outcome, joined),
+            }
+        }
+    }
+
+    fn join_flight(
+        self: &Arc<Self>,
+        key: &str,
+        wish: &Wish,
+        held: &Option<Arc<Document>>,
     ) -> (Flight, bool) {
-        let flight_key = format!("{key} {}", accept.unwrap_or_default());
         let mut flights = lock(&self.flights);
-        if let Some(flight) = flights.get(&flight_key) {
+        if let Some(flight) = flights.get(key) {
             return (flight.clone(), true);
         }
         let (this, wish, held) = (self.clone(), wish.clone(), held.clone());
-        let (table, table_key) = (self.clone(), flight_key.clone());
+        let landing = Landing(self.clone(), key.to_owned());
         let task = tokio::spawn(async move {
-            let outcome = this.fetch(&wish, held).await;
-            lock(&table.flights).remove(&table_key);
-            outcome
+            // However the task ends, the place is free for the next one.
+            let _landing = landing;
+            this.fetch(&wish, held).await
         });
         let flight = task
             .map(|joined| {
@@ -362,43 +384,22 @@ impl Metadata {
             })
             .boxed()
             .shared();
-        flights.insert(flight_key, flight.clone());
+        flights.insert(key.to_owned(), flight.clone());
         (flight, false)
     }
 
-    /// Asks, and asks again where an answer breaks off, all within one deadline.
+    /// Asks, and asks again where an answer's body breaks off, all within one deadline.
     async fn fetch(&self, wish: &Wish, held: Option<Arc<Document>>) -> Result<Fetched, Error> {
         let deadline = Instant::now() + DEADLINE;
-        let mut tried = 1;
-        loop {
-            let outcome = self.fetch_once(wish, &held, deadline).await;
-            let broke_off = matches!(&outcome, Err(e) if e.kind() == ErrorKind::Incomplete);
-            let pause = backoff(tried);
-            if !broke_off || tried == TRIES || Instant::now() + pause >= deadline {
-                return outcome;
-            }
-            tokio::time::sleep(pause).await;
-            tried += 1;
-        }
-    }
-
-    async fn fetch_once(
-        &self,
-        wish: &Wish,
-        held: &Option<Arc<Document>>,
-        deadline: Instant,
-    ) -> Result<Fetched, Error> {
+        // A doubted document must come whole: a 304 would vouch for the doubted bytes.
+        let held = held.filter(|held| !self.is_doubted(&held.key));
         let mut headers = wish.headers.clone();
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        // A doubted document must come whole: a 304 would vouch for the doubted bytes.
-        let vouchable = held.as_ref().filter(|held| !self.is_doubted(&held.key));
-        if let Some(held) = vouchable {
-            if let Some(etag) = held.etag() {
-                headers.insert(IF_NONE_MATCH, etag.clone());
-            }
-            if let Some(date) = held.last_modified() {
-                headers.insert(IF_MODIFIED_SINCE, date.clone());
-            }
+        if let Some(etag) = held.as_ref().and_then(|held| held.etag()) {
+            headers.insert(IF_NONE_MATCH, etag.clone());
+        }
+        if let Some(date) = held.as_ref().and_then(|held| held.last_modified()) {
+            headers.insert(IF_MODIFIED_SINCE, date.clone());
         }
         let ask = Ask {
             method: Method::GET,
@@ -409,44 +410,55 @@ impl Metadata {
             follow: wish.kind.follows_redirects(),
             purpose: "metadata",
         };
-        let response = self.upstream.ask(&ask).await?;
-        if response.status() == StatusCode::PARTIAL_CONTENT {
-            return Err(nonsense(&wish.url, "is a part that was not asked for"));
-        }
-        if response.status() == StatusCode::NOT_MODIFIED {
-            return match held {
-                Some(held) => Ok(Fetched::Document(
-                    self.vouched(held, response.headers()).await,
-                    Vouched::Again,
-                )),
-                None => Err(nonsense(
-                    &wish.url,
-                    "answered 304 to a question without a condition",
-                )),
+        let mut tried = 1;
+        loop {
+            let response = self.upstream.ask(&ask).await?;
+            let outcome = match (response.status(), &held) {
+                (StatusCode::NOT_MODIFIED, Some(held)) => {
+                    let document = self.vouched(held, &wish.url, response.headers());
+                    return Ok(Fetched::Document(document, Vouched::Again));
+                }
+                (StatusCode::NOT_MODIFIED, None) => {
+                    return Err(nonsense(
+                        &wish.url,
+                        "answered 304 to a question without a condition",
+                    ));
+                }
+                (StatusCode::PARTIAL_CONTENT, _) => {
+                    return Err(nonsense(&wish.url, "is a part that was not asked for"));
+                }
+                _ => self.receive(wish, response, deadline).await,
             };
+            let broke_off = matches!(&outcome, Err(e) if e.kind() == ErrorKind::Incomplete);
+            let pause = backoff(tried);
+            if !broke_off || tried == TRIES || Instant::now() + pause >= deadline {
+                return outcome;
+            }
+            tokio::time::sleep(pause).await;
+            tried += 1;
         }
-        self.receive(wish, response, deadline).await
     }
 
     /// Upstream vouched for the held document again (RFC 9111 section 4.3.4).
-    async fn vouched(&self, held: &Document, headers: &HeaderMap) -> Arc<Document> {
+    fn vouched(&self, held: &Document, url: &Url, headers: &HeaderMap) -> Arc<Document> {
         let mut document = held.clone();
-        let fresh = end_to_end(headers);
+        let mut fresh = end_to_end(headers);
+        // The held bytes are identity, whatever coding the 304 speaks of.
+        fresh.remove(CONTENT_ENCODING);
+        document.headers.remove(AGE);
         for name in fresh.keys() {
-            // The held bytes are identity, whatever coding the 304 speaks of.
-            if *name != CONTENT_ENCODING {
-                document.headers.remove(name);
-            }
+            document.headers.remove(name);
         }
         for (name, value) in &fresh {
-            if *name != CONTENT_ENCODING {
-                document.headers.append(name.clone(), value.clone());
-            }
+            document.headers.append(name.clone(), value.clone());
         }
         document.validated = SystemTime::now();
         document.lifetime =
             Freshness::of(document.kind, document.status, &document.headers).lifetime;
         let document = Arc::new(document);
+        if let Some(download) = &document.download {
+            self.learn(&document, download, url);
+        }
         self.hot.insert(document.key.clone(), document.clone());
         if let Some(entry) = lock(&self.kept).documents.get_mut(&document.key) {
             entry.validated = document.validated;
@@ -465,8 +477,14 @@ impl Metadata {
         if announced.is_some_and(|length| length > DOCUMENT_LIMIT as u64) {
             return Ok(Fetched::TooLarge);
         }
+        let large = announced.is_none_or(|length| length > LARGE);
+        if wish.kind == Kind::Other && large && !is_text(&parts.headers) {
+            return Ok(Fetched::TooLarge);
+        }
+        // Pages and indexes of the releases site are asked for by tools that wait longer.
+        let patient = matches!(wish.kind, Kind::ReleaseIndex | Kind::Listing | Kind::Other);
         let deadline = match announced {
-            Some(length) if length > LARGE => deadline + LARGE_DEADLINE - DEADLINE,
+            Some(length) if patient && length > LARGE => deadline + LARGE_DEADLINE - DEADLINE,
             _ => deadline,
         };
         let read = timeout_at(deadline, read_body(body, &wish.url)).await;
@@ -486,7 +504,8 @@ impl Metadata {
         else {
             return Ok(Fetched::TooLarge);
         };
-        if parts.status == StatusCode::OK {
+        if parts.status.is_success() {
+            // Where a document is expected, an empty success is none.
             check(wish.kind, &wish.url, &body).map_err(|why| nonsense(&wish.url, &why))?;
         }
         let freshness = Freshness::of(wish.kind, parts.status, &parts.headers);
@@ -552,7 +571,10 @@ impl Metadata {
         }
         let (file, path) = (document.to_file(), document_path(&self.dir, &document.key));
         let bytes = file.len() as u64;
-        let written = tokio::task::spawn_blocking(move || write_file(&path, &file)).await;
+        let number = self.temporary.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.tmp.join(format!("document-{number}"));
+        let written =
+            tokio::task::spawn_blocking(move || write_file(&temporary, &path, &file)).await;
         match written {
             Ok(Ok(())) => self.note_kept(&document.key, document.validated, bytes),
             Ok(Err(e)) => {
@@ -631,14 +653,31 @@ impl Metadata {
 
 /// Whole or not at all after a crash of this process; a torn file after a power cut is told by its
 /// digest, so there is no sync to wait for.
-fn write_file(path: &std::path::Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("new");
-    let written =
-        std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
+fn write_file(temporary: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let written = std::fs::write(temporary, bytes).and_then(|()| std::fs::rename(temporary, path));
     if written.is_err() {
-        let _ = std::fs::remove_file(&temporary);
+        let _ = std::fs::remove_file(temporary);
     }
     written
+}
+
+/// Whether an answer says that it is for reading.
+fn is_text(headers: &HeaderMap) -> bool {
+    let kind = headers
+        .get(CONTENT_TYPE)
+        .map_or("", |value| value.to_str().unwrap_or_default());
+    ["text/", "json", "xml", "pgp"]
+        .iter()
+        .any(|mark| kind.contains(mark))
+}
+
+/// Takes a flight out of the table.
+struct Landing(Arc<Metadata>, String);
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        lock(&self.0.flights).remove(&self.1);
+    }
 }
 
 /// None where it is over the limit.

@@ -25,14 +25,12 @@ use crate::upstream::download::{Download, Opened, Source};
 use crate::upstream::{Ask, Upstream, shown_url};
 use document::end_to_end;
 use expect::{Expected, Sources, Verdict};
-use fill::{Fill, FollowGuard, NoArchive, Refusal};
+use fill::{Fill, FollowGuard, NoArchive, Orphans, Refusal};
 use follower::Direct;
 use metadata::{Metadata, offline};
 
 /// Fills at once; beyond, archives are passed through, verified and unkept.
 const FILLS: usize = 128;
-/// Fills that go on though nobody follows them.
-const ORPHANS: usize = 32;
 /// Blobs that are hashed again at once.
 const RECHECKS: usize = 2;
 /// For everything behind a HEAD of an archive that is not held.
@@ -45,6 +43,7 @@ pub struct Cache {
     pub upstream: Arc<Upstream>,
     sources: Sources,
     fills: Mutex<HashMap<String, Arc<Fill>>>,
+    orphans: Arc<Orphans>,
     rechecks: Semaphore,
 }
 
@@ -86,14 +85,12 @@ pub enum HeadOnly {
 impl Cache {
     pub fn new(metadata: Arc<Metadata>, store: Arc<Store>, upstream: Arc<Upstream>) -> Arc<Self> {
         Arc::new(Self {
-            sources: Sources {
-                metadata: metadata.clone(),
-                store: store.clone(),
-            },
+            sources: Sources::new(metadata.clone(), store.clone()),
             metadata,
             store,
             upstream,
             fills: Mutex::default(),
+            orphans: Arc::default(),
             rechecks: Semaphore::new(RECHECKS),
         })
     }
@@ -158,6 +155,7 @@ impl Cache {
         url: &Url,
         headers: HeaderMap,
     ) -> Result<HeadOnly, Error> {
+        let deadline = Instant::now() + HEAD_DEADLINE;
         let key = url_key(url);
         let expected = self.settled(url).await?;
         let digest = match &expected {
@@ -178,16 +176,21 @@ impl Cache {
                 headers: head.headers.clone(),
             });
         }
-        self.ask_head(url, headers).await
+        self.ask_head(url, headers, deadline).await
     }
 
-    async fn ask_head(&self, url: &Url, mut headers: HeaderMap) -> Result<HeadOnly, Error> {
+    async fn ask_head(
+        &self,
+        url: &Url,
+        mut headers: HeaderMap,
+        deadline: Instant,
+    ) -> Result<HeadOnly, Error> {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let mut ask = Ask {
             method: Method::HEAD,
             url,
             headers,
-            deadline: Instant::now() + HEAD_DEADLINE,
+            deadline,
             patience: HEAD_DEADLINE,
             follow: true,
             purpose: "head",
@@ -275,15 +278,13 @@ impl Cache {
         if fills.len() >= FILLS {
             return Joined::TooMany;
         }
-        for orphan in fills.values().filter(|fill| fill.is_orphan()).skip(ORPHANS) {
-            orphan.give_up();
-        }
         let fill_key = digest.map_or_else(|| key.to_owned(), |digest| digest.to_string());
         let (this, done_key) = (self.clone(), fill_key.clone());
         let fill = Fill::start(
             self.upstream.clone(),
             self.sources.clone(),
             source,
+            self.orphans.clone(),
             move |fill| {
                 let mut fills = this.lock();
                 // A newcomer may have taken the place of a fill that had failed.

@@ -96,7 +96,7 @@ async fn greet_inner(peer: Peer, stream: impl Stream, role: Role) {
         return;
     };
     if stream.is_tls() {
-        accept_tls(peer, stream, None).await;
+        accept_tls(peer, stream, None, role).await;
     } else {
         serve(peer, stream, role).await;
     }
@@ -112,7 +112,8 @@ async fn intercept_inner(peer: Peer, stream: impl Stream, authority: Authority) 
         return;
     };
     if stream.is_tls() {
-        accept_tls(peer, stream, Some(authority)).await;
+        let role = Role::Origin(authority.clone());
+        accept_tls(peer, stream, Some(authority), role).await;
         return;
     }
     tracing::info!(peer = %peer.addr, host = %authority, "plain bytes after CONNECT; closed");
@@ -126,7 +127,7 @@ async fn intercept_inner(peer: Peer, stream: impl Stream, authority: Authority) 
 }
 
 /// Shakes hands for the CONNECT's host, or for whom the ClientHello names.
-async fn accept_tls(peer: Peer, stream: impl Stream, connect: Option<Authority>) {
+async fn accept_tls(peer: Peer, stream: impl Stream, connect: Option<Authority>, role: Role) {
     let server = peer.entrance.server.clone();
     let mut draining = server.draining.subscribe();
     let handshake = async {
@@ -138,7 +139,7 @@ async fn accept_tls(peer: Peer, stream: impl Stream, connect: Option<Authority>)
             Some(name) => Some(name.parse().ok()?),
             None => None,
         };
-        let chosen = choose(&peer, connect.as_ref(), named.as_ref());
+        let chosen = choose(&peer, connect.as_ref(), named.as_ref(), role);
         let config = chosen.as_ref().and_then(|(name, _)| {
             server
                 .ca
@@ -173,6 +174,7 @@ fn choose(
     peer: &Peer,
     connect: Option<&Authority>,
     named: Option<&HostName>,
+    role: Role,
 ) -> Option<(HostName, Role)> {
     let server = &peer.entrance.server;
     if let Some(authority) = connect {
@@ -181,20 +183,20 @@ fn choose(
             // Addresses are never named in a ClientHello (RFC 6066 section 3).
             None => authority.host.ip().is_some(),
         };
-        return fits.then(|| (authority.host.clone(), Role::Origin(authority.clone())));
+        return fits.then(|| (authority.host.clone(), role));
     }
     let Some(name) = named else {
         let own: HostName = match peer.entrance.local.ip() {
             ip if ip.is_loopback() => ip.to_string().parse().ok()?,
             _ => "localhost".parse().ok()?,
         };
-        return server.ca.permits(&own).then_some((own, Role::Front));
+        return server.ca.permits(&own).then_some((own, role));
     };
     if !server.ca.permits(name) {
         return None;
     }
     if server.is_own_name(name) {
-        return Some((name.clone(), Role::Front));
+        return Some((name.clone(), role));
     }
     let authority = server.config.intercept.iter().find(|a| a.host == *name)?;
     Some((name.clone(), Role::Origin(authority.clone())))

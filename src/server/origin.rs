@@ -2,11 +2,12 @@
 
 use std::time::{Duration, SystemTime};
 
-use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use futures_util::stream;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::header::{
     ACCEPT, ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, ETAG,
-    HOST, HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED, PRAGMA, PROXY_AUTHORIZATION,
+    HOST, HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED, PRAGMA, PROXY_AUTHORIZATION, RANGE,
     SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use hyper::http::request::Parts;
@@ -31,11 +32,13 @@ use crate::error::{Error, Kind as ErrorKind};
 use crate::store::Held;
 use crate::terraform::registry::rewrite_download;
 use crate::terraform::route::{Kind, OWN_PREFIX, check_path, route};
-use crate::upstream::{Ask, RequestBody, no_body, shown_url};
+use crate::upstream::{Ask, RequestBody, chunk, no_body, shown_url};
 
 /// For the head of an answer that is passed on.
 const PASS_DEADLINE: Duration = Duration::from_secs(7);
 /// Where the request has a body to send first.
+/// Between two chunks of a body that is passed on.
+const RELAY_IDLE: Duration = Duration::from_secs(30);
 const PASS_WITH_BODY_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Answers a request that came for `authority`.
@@ -214,10 +217,15 @@ impl Asking {
                 HeaderValue::try_from(etag).expect("hexadecimal digits are a header value"),
             );
         }
-        if let Ok(age) = SystemTime::now().duration_since(document.validated)
-            && age.as_secs() > 0
-        {
-            headers.insert(AGE, HeaderValue::from(age.as_secs()));
+        // RFC 9111 section 4.2.3: what upstream's caches had it for, and how long it is held.
+        let before: u64 = headers
+            .get(AGE)
+            .and_then(|age| age.to_str().ok()?.trim().parse().ok())
+            .unwrap_or_default();
+        let held = SystemTime::now().duration_since(document.validated);
+        let age = before.saturating_add(held.unwrap_or_default().as_secs());
+        if age > 0 {
+            headers.insert(AGE, HeaderValue::from(age));
         }
         let mut response = Response::new(nothing());
         *response.status_mut() = document.status;
@@ -251,6 +259,11 @@ impl Asking {
 
     async fn archive(&self, url: &Url, private: bool) -> Result<Answer, Error> {
         let cache = &self.peer.entrance.server.cache;
+        let mut asked = self.parts.headers.clone();
+        if cache.sources().is_tainted(url) {
+            // Whoever was cut off holds bytes that never were verified: no part may complete them.
+            asked.remove(RANGE);
+        }
         let found = match private {
             true => {
                 cache
@@ -260,9 +273,9 @@ impl Asking {
             false => cache.archive(url, self.shared_headers()).await?,
         };
         match found {
-            Archive::Held(held) => Ok(self.held(held)),
+            Archive::Held(held) => Ok(self.held(&asked, held)),
             Archive::Refused(refusal) => Ok(refused(url, &refusal)),
-            Archive::Passing(passing) => self.passing(*passing),
+            Archive::Passing(passing) => self.passing(&asked, *passing).await,
             Archive::Filling {
                 fill,
                 guard,
@@ -273,8 +286,9 @@ impl Asking {
                     Err(no) => return Result::from(no).map(|refusal| refused(url, &refusal)),
                 };
                 let mut length = head.length;
-                if length.is_none() && self.parts.version < Version::HTTP_11 {
-                    // Its client could not tell a cut from the end: it gets a length.
+                let endless = length.is_none() && self.parts.version < Version::HTTP_11;
+                if endless || length == Some(0) {
+                    // Its client could not tell a cut from the end: it waits for the verdict.
                     length = Some(fill.whole().await?);
                 }
                 let collapsed = if joined { "; collapsed" } else { "" };
@@ -287,7 +301,7 @@ impl Asking {
                 let (at_fill, file) = ((&fill, guard), head.file.clone());
                 let response = archive(
                     &self.parts.method,
-                    &self.parts.headers,
+                    &asked,
                     head.headers.clone(),
                     length,
                     |at, end| reading(Reader::of_fill(at_fill, file, sources, upstream, (at, end))),
@@ -304,16 +318,12 @@ impl Asking {
         }
     }
 
-    fn held(&self, held: Held) -> Answer {
+    fn held(&self, asked: &HeaderMap, held: Held) -> Answer {
         let headers = held_headers(&held);
         let (file, size) = (held.file, held.size);
-        let response = archive(
-            &self.parts.method,
-            &self.parts.headers,
-            headers,
-            Some(size),
-            |at, end| reading(Reader::of_blob(file, at, end.unwrap_or(size))),
-        );
+        let response = archive(&self.parts.method, asked, headers, Some(size), |at, end| {
+            reading(Reader::of_blob(file, at, end.unwrap_or(size)))
+        });
         let mut answer = Answer::new(response, "hit");
         answer.cache_status("hit");
         if self.parts.method == Method::GET {
@@ -325,17 +335,21 @@ impl Asking {
         answer
     }
 
-    fn passing(&self, passing: Passing) -> Result<Answer, Error> {
+    async fn passing(&self, asked: &HeaderMap, passing: Passing) -> Result<Answer, Error> {
         if passing.length.is_none() && self.parts.version < Version::HTTP_11 {
             return Err(Error::new(
                 ErrorKind::Incomplete,
                 "upstream announces no length, without which HTTP/1.0 cannot tell a whole archive from a part; use HTTP/1.1",
             ));
         }
-        let direct = passing.direct;
+        let mut direct = passing.direct;
+        if passing.length == Some(0) {
+            // There is no end to withhold.
+            direct.verdict().await?;
+        }
         let response = archive(
             &self.parts.method,
-            &self.parts.headers,
+            asked,
             passing.headers,
             passing.length,
             |at, end| reading(Reader::of_upstream(direct, at, end)),
@@ -353,7 +367,7 @@ impl Asking {
         let cache = &self.peer.entrance.server.cache;
         let (status, length, headers) = match cache.archive_head(url, self.shared_headers()).await?
         {
-            HeadOnly::Held(held) => return Ok(self.held(held)),
+            HeadOnly::Held(held) => return Ok(self.held(&self.parts.headers, held)),
             HeadOnly::Upstream {
                 status,
                 length,
@@ -416,12 +430,12 @@ impl Asking {
             let deadline = Instant::now() + PASS_WITH_BODY_DEADLINE;
             upstream.send(request, deadline, "pass").await?
         };
-        Ok(relay(response, "fwd=bypass"))
+        Ok(relay(response, url, "fwd=bypass"))
     }
 }
 
 /// Upstream's answer as it comes, for one client.
-pub fn relay(response: Response<Incoming>, words: &str) -> Answer {
+pub fn relay(response: Response<Incoming>, url: &Url, words: &str) -> Answer {
     let (parts, body) = response.into_parts();
     let mut headers = end_to_end(&parts.headers);
     for name in [SET_COOKIE, CONTENT_LENGTH] {
@@ -429,13 +443,15 @@ pub fn relay(response: Response<Incoming>, words: &str) -> Answer {
             headers.append(name.clone(), value.clone());
         }
     }
-    let body = body.map_err(|e| {
-        Error::new(
-            ErrorKind::Incomplete,
-            format!("upstream cut the answer short: {e}"),
-        )
+    let frames = stream::unfold(Some((body, url.clone())), |state| async {
+        let (mut body, url) = state?;
+        match chunk(&mut body, RELAY_IDLE, &url).await {
+            Ok(Some(bytes)) => Some((Ok(Frame::data(bytes)), Some((body, url)))),
+            Ok(None) => None,
+            Err(e) => Some((Err(e), None)),
+        }
     });
-    let mut relayed = Response::new(body.boxed_unsync());
+    let mut relayed = Response::new(StreamBody::new(frames).boxed_unsync());
     *relayed.status_mut() = parts.status;
     *relayed.headers_mut() = headers;
     let mut answer = Answer::new(relayed, "pass");

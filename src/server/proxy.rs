@@ -5,6 +5,7 @@ use hyper::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
+use url::Url;
 
 use super::connection::{IDLE, Peer, Role, greet, intercept};
 use super::respond::{Answer, Body, Trace, nothing};
@@ -12,7 +13,6 @@ use super::{origin, pages, tunnel};
 use crate::config::Authority;
 use crate::error::{Error, Kind};
 use crate::telemetry::METRICS;
-use crate::upstream::guard::Reach;
 
 /// Answers a request. `may_connect` is false on a connection that came through CONNECT.
 pub async fn answer(peer: Peer, request: Request<Incoming>, may_connect: bool) -> Response<Body> {
@@ -86,6 +86,8 @@ async fn forward(
             "Host and the request's URL name different hosts",
         ));
     }
+    let url = Url::parse(&request.uri().to_string())
+        .map_err(|e| Error::new(Kind::BadRequest, format!("the URL is none: {e}")))?;
     // The URL is what counts (RFC 9112 section 3.2.2); the client writes Host from it.
     request.headers_mut().remove(HOST);
     let (parts, body) = request.into_parts();
@@ -96,7 +98,7 @@ async fn forward(
     let deadline = Instant::now() + IDLE;
     let upstream = &server.cache.upstream;
     let response = upstream.send(outgoing, deadline, "forward").await?;
-    Ok(origin::relay(response, "fwd=bypass"))
+    Ok(origin::relay(response, &url, "fwd=bypass"))
 }
 
 /// CONNECT (RFC 9110 section 9.3.6).
@@ -201,11 +203,9 @@ fn parse_connect(request: &Request<Incoming>) -> Result<Authority, Error> {
     authority.as_str().parse().map_err(|_| bad())
 }
 
-/// The rules for hosts that are not intercepted, but for the address, which is judged where it is
-/// dialled.
+/// The rule for intercepted hosts; ports and addresses are judged where they are dialled.
 fn judge(peer: &Peer, authority: &Authority) -> Result<(), Error> {
     let server = &peer.entrance.server;
-    let dialer = server.cache.upstream.dialer();
     if server.is_intercepted_host(&authority.host) {
         return Err(Error::new(
             Kind::Denied,
@@ -214,23 +214,7 @@ fn judge(peer: &Peer, authority: &Authority) -> Result<(), Error> {
             ),
         ));
     }
-    if dialer.is_configured(authority) {
-        return Ok(());
-    }
-    let allowed = match dialer.reach {
-        Reach::LikeTheUser => authority.port != 25,
-        Reach::PublicOnly => authority.port == 443,
-    };
-    if allowed {
-        return Ok(());
-    }
-    Err(Error::new(
-        Kind::Denied,
-        format!(
-            "{authority}: tunnels to port {} are not allowed; name the target with --connect-to if it is meant",
-            authority.port
-        ),
-    ))
+    Ok(())
 }
 
 /// Whether the request is one client's own: its answer is for nobody else.

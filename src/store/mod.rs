@@ -268,10 +268,12 @@ impl Store {
 
     fn reserve(&self, bytes: u64) -> Result<(), Full> {
         let mut inner = self.lock();
-        while inner.stored + inner.reserved + bytes > self.budget {
-            if inner.reserved + bytes > self.budget {
-                return Err(Full::NoRoom);
-            }
+        // What an upstream announces may be any number.
+        let wanted = inner.reserved.checked_add(bytes).ok_or(Full::NoRoom)?;
+        if wanted > self.budget {
+            return Err(Full::NoRoom);
+        }
+        while inner.stored > self.budget - wanted {
             let Some((_, digest)) = inner.order.first_key_value() else {
                 return Err(Full::NoRoom);
             };
@@ -279,7 +281,7 @@ impl Store {
             self.remove(&mut inner, digest);
             METRICS.evictions.inc();
         }
-        inner.reserved += bytes;
+        inner.reserved = wanted;
         Ok(())
     }
 
@@ -437,6 +439,7 @@ fn empty(dir: &Path) -> io::Result<()> {
 /// Index and content as they are on disk, the least recently used first.
 fn load(cache: &Path) -> Inner {
     let mut entries: HashMap<Digest, Vec<Entry>> = HashMap::new();
+    let mut index_is_whole = true;
     for bucket in index::buckets(cache) {
         match bucket {
             Ok(bucket) => {
@@ -449,6 +452,7 @@ fn load(cache: &Path) -> Inner {
                 }
             }
             Err((path, e)) => {
+                index_is_whole = false;
                 tracing::warn!(path = %path.display(), error = %e, "an index file cannot be read");
             }
         }
@@ -464,6 +468,13 @@ fn load(cache: &Path) -> Inner {
     let mut inner = Inner::default();
     for (used, digest, size) in blobs {
         let named = entries.remove(&digest).unwrap_or_default();
+        if named.is_empty() && index_is_whole {
+            // A crash came between its name and its entry: its headers are lost, so it is fetched
+            // anew when it is next asked for.
+            tracing::warn!(%digest, "a blob has no index entry; dropped it");
+            let _ = fs::remove_file(content_path(cache, &digest));
+            continue;
+        }
         let record = named.first().map(|e| e.record.clone()).unwrap_or_default();
         inner.insert_blob(digest, size, record, used);
         for entry in named {

@@ -47,8 +47,24 @@ impl Kind {
     }
 }
 
-const ARCHIVE_ENDINGS: [&str; 11] = [
-    ".zip", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".deb", ".rpm", ".apk", ".dmg", ".msi", ".exe",
+const ARCHIVE_ENDINGS: [&str; 17] = [
+    ".zip",
+    ".tar.gz",
+    ".tgz",
+    ".tar.xz",
+    ".txz",
+    ".tar.bz2",
+    ".tar.zst",
+    ".7z",
+    ".deb",
+    ".rpm",
+    ".apk",
+    ".dmg",
+    ".pkg",
+    ".msi",
+    ".exe",
+    ".appimage",
+    ".vsix",
 ];
 
 /// What `path` (of a request that passed [`check_path`]) names.
@@ -67,11 +83,20 @@ pub fn route(path: &str) -> Kind {
     if last.contains("SHA256SUMS.") && (last.ends_with(".sig") || last.ends_with(".asc")) {
         return Kind::Signature;
     }
-    if ARCHIVE_ENDINGS.iter().any(|ending| last.ends_with(ending)) {
+    let lower = last.to_ascii_lowercase();
+    if ARCHIVE_ENDINGS.iter().any(|ending| lower.ends_with(ending)) {
         return Kind::Archive;
     }
     if last == "index.json" {
         return Kind::ReleaseIndex;
+    }
+    // Whatever else a release holds under its product's name is a build of it.
+    if let [.., product, version, file] = segments[..]
+        && !product.is_empty()
+        && is_version(version)
+        && file.starts_with(product)
+    {
+        return Kind::Archive;
     }
     let named = |wanted: &str| segments.contains(&wanted);
     match segments[..] {
@@ -97,6 +122,9 @@ pub fn check_path(path: &str) -> Result<(), &'static str> {
         if segment.is_empty() && i + 1 < segments.len() {
             return Err("holds an empty segment");
         }
+        if encodes_unreserved(segment) {
+            return Err("encodes a character that needs no encoding");
+        }
         if decoded
             .iter()
             .any(|b| matches!(b, b'/' | b'\\' | 0..=0x1f | 0x7f))
@@ -117,7 +145,8 @@ pub fn sums_beside(archive: &Url) -> Option<Url> {
     let (file, folders) = segments.split_last()?;
     let stem = ARCHIVE_ENDINGS
         .iter()
-        .find_map(|ending| file.strip_suffix(ending))?;
+        .find_map(|ending| file.strip_suffix(ending))
+        .unwrap_or(file);
     let name = release_of(stem).or_else(|| match folders {
         [.., product, version] if file.starts_with(product) && is_version(version) => {
             Some(format!("{product}_{version}"))
@@ -141,6 +170,16 @@ pub fn file_name(url: &Url) -> String {
             .and_then(|mut s| s.next_back())
             .unwrap_or_default(),
     )
+}
+
+/// Whether a letter, digit, `-`, `.`, `_` or `~` stands as `%xx` (RFC 3986 section 2.3): servers
+/// read it as itself, so that it would be another name for the same file.
+fn encodes_unreserved(segment: &str) -> bool {
+    segment.match_indices('%').any(|(at, _)| {
+        let code = segment.get(at + 1..at + 3);
+        let byte = code.and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        byte.is_some_and(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b))
+    })
 }
 
 /// `NAME_VERSION` of `NAME_VERSION_OS_ARCH`.
@@ -185,6 +224,11 @@ mod tests {
                 Kind::Archive,
             ),
             ("/vault/1.0.0/vault_1.0.0-1_amd64.deb", Kind::Archive),
+            (
+                "/vagrant/2.4.0/vagrant_2.4.0-1_x86_64.pkg.tar.zst",
+                Kind::Archive,
+            ),
+            ("/vault/1.0.0/vault_1.0.0_linux_amd64", Kind::Archive),
             ("/terraform/", Kind::Listing),
             ("/", Kind::Listing),
             ("/.well-known/pgp-key.txt", Kind::Other),
@@ -210,6 +254,9 @@ mod tests {
             "/a%00b",
             "/a%252fb",
             "/a/%0a",
+            "/a%2ezip",
+            "/a.zi%70",
+            "/%61",
         ] {
             assert!(check_path(bad).is_err(), "{bad}");
         }

@@ -64,6 +64,24 @@ impl Dialer {
         self.configured.contains(asked) || self.overridden(asked).is_some()
     }
 
+    /// Ports that may be reached on targets nobody named.
+    fn judge_port(&self, asked: &Authority) -> Result<(), Error> {
+        let allowed = match self.reach {
+            Reach::LikeTheUser => asked.port != 25,
+            Reach::PublicOnly => asked.port == 443,
+        };
+        match allowed {
+            true => Ok(()),
+            false => Err(Error::new(
+                Kind::Denied,
+                format!(
+                    "{asked}: port {} is not connected to; name the target with --connect-to if it is meant",
+                    asked.port
+                ),
+            )),
+        }
+    }
+
     fn overridden(&self, asked: &Authority) -> Option<Authority> {
         self.connect_to.iter().find_map(|rule| rule.apply(asked))
     }
@@ -73,6 +91,9 @@ impl Dialer {
             return self.connect(asked, &target, None).await;
         }
         let guard = (!self.configured.contains(asked)).then_some(self.reach);
+        if guard.is_some() {
+            self.judge_port(asked)?;
+        }
         if let Some(parent) = &self.parent
             && !parent.except.covers(asked)
         {

@@ -296,13 +296,27 @@ impl Download {
             .cloned()
     }
 
-    /// Whether a 206 is the rest: from here to the announced end.
+    /// Whether a 206 is the rest of the same archive: from here to the announced end.
     fn fits(&mut self, headers: &HeaderMap) -> bool {
         let Some((start, end, total)) = content_range(headers) else {
             return false;
         };
-        let known = *self.head.length.get_or_insert(total.unwrap_or(end + 1));
-        start == self.position && end + 1 == known && total.is_none_or(|total| total == known)
+        // Without any word on the whole length, nobody could tell the end from a cut.
+        let Some(length) = self.head.length.or(total) else {
+            return false;
+        };
+        let same = match (self.head.headers.get(ETAG), headers.get(ETAG)) {
+            (Some(old), Some(new)) => old == new,
+            _ => true,
+        };
+        let fits = same
+            && start == self.position
+            && end + 1 == length
+            && total.is_none_or(|total| total == length);
+        if fits {
+            self.head.length = Some(length);
+        }
+        fits
     }
 
     fn refused(&self, response: &Response<Incoming>) -> Error {

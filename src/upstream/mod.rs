@@ -176,7 +176,7 @@ impl Upstream {
             url = next;
         }
         Err(Error::new(
-            Kind::Incomplete,
+            Kind::Nonsense,
             format!("{}: more than {REDIRECTS} redirects", shown_url(ask.url)),
         ))
     }
