@@ -11,10 +11,8 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::expect::{Sources, Verdict};
-use super::fill::{
-    Fill, FollowGuard, Learning, Phase, Spill, State, note_unverified, refuse, settle, vanished,
-    visible,
-};
+use super::fill::{Fill, FollowGuard, Phase, Spill, State, vanished, visible};
+use super::verdict::{Learning, note_unverified, refuse, settle};
 use crate::digest::Hasher;
 use crate::error::{Error, Kind};
 use crate::telemetry::METRICS;

@@ -6,6 +6,7 @@ pub mod expect;
 pub mod fill;
 pub mod follower;
 pub mod metadata;
+pub mod verdict;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -257,7 +258,7 @@ impl Cache {
             Verdict::NoneToBeHad => Ok(Expected::Unknown),
             Verdict::Failed(e) => Err(e),
             Verdict::Contradiction(words, why) => {
-                Err(fill::contradiction(&self.sources, url, &words, &why))
+                Err(verdict::contradiction(&self.sources, url, &words, &why))
             }
         }
     }
@@ -308,7 +309,7 @@ impl Cache {
         } else {
             HeaderMap::new()
         };
-        let learning = fill::learn(&self.sources, &source.url, &credentials);
+        let learning = verdict::learn(&self.sources, &source.url, &credentials);
         match Download::open(&self.upstream, source.clone()).await? {
             Opened::Archive(download) => {
                 let head = download.head().clone();

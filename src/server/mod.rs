@@ -7,6 +7,7 @@ mod leases;
 mod origin;
 mod pages;
 mod proxy;
+mod relay;
 mod respond;
 mod tunnel;
 

@@ -1,30 +1,28 @@
 //! Requests for intercepted hosts: documents, archives, and what is neither.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use futures_util::stream;
-use http_body_util::{BodyExt as _, StreamBody};
-use hyper::body::{Frame, Incoming};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use hyper::header::{
-    ACCEPT, ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, ETAG,
-    HOST, HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED, PRAGMA, PROXY_AUTHORIZATION, RANGE,
-    SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
+    ACCEPT, AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HOST, HeaderMap, HeaderName,
+    HeaderValue, LAST_MODIFIED, PRAGMA, RANGE, USER_AGENT,
 };
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode, Version};
-use tokio::time::Instant;
 use url::Url;
 
 use super::connection::Peer;
 use super::proxy::is_private;
+use super::relay::{self, forwarded_without_ranges};
 use super::respond::{
     Answer, ArchiveBytes, Body, Trace, archive, full, not_modified, nothing, reading, sf_string,
 };
 use crate::cache::catalogue::own_path;
-use crate::cache::document::{Document, end_to_end};
+use crate::cache::document::Document;
 use crate::cache::fill::{DigestKnown, Refusal};
 use crate::cache::follower::Reader;
-use crate::cache::metadata::{Answer as Found, How, Wish, offline};
+use crate::cache::metadata::{Answer as Found, How, Wish};
 use crate::cache::{Archive, HeadOnly, Passing, url_key};
 use crate::config::{Authority, ThirdParty};
 use crate::digest::Digest;
@@ -32,14 +30,7 @@ use crate::error::{Error, Kind as ErrorKind};
 use crate::store::Held;
 use crate::terraform::registry::rewrite_download;
 use crate::terraform::route::{Kind, OWN_PREFIX, check_path, route};
-use crate::upstream::{Ask, RequestBody, chunk, no_body, shown_url};
-
-/// For the head of an answer that is passed on.
-const PASS_DEADLINE: Duration = Duration::from_secs(7);
-/// Where the request has a body to send first.
-/// Between two chunks of a body that is passed on.
-const RELAY_IDLE: Duration = Duration::from_secs(30);
-const PASS_WITH_BODY_DEADLINE: Duration = Duration::from_secs(60);
+use crate::upstream::{RequestBody, no_body, shown_url};
 
 /// Answers a request that came for `authority`.
 pub async fn answer(
@@ -162,6 +153,11 @@ impl Asking {
             }
         }
         headers
+    }
+
+    async fn pass(&self, url: &Url, body: RequestBody) -> Result<Answer, Error> {
+        let upstream = &self.peer.entrance.server.cache.upstream;
+        relay::pass(upstream, &self.parts, url, body).await
     }
 
     async fn document(&self, url: &Url, kind: Kind) -> Result<Answer, Error> {
@@ -399,98 +395,6 @@ impl Asking {
         answer.cache_status(&format!("fwd=miss; fwd-status={}", status.as_u16()));
         Ok(answer)
     }
-
-    /// Passes a request on for this client alone; nothing of the answer is kept.
-    async fn pass(&self, url: &Url, body: RequestBody) -> Result<Answer, Error> {
-        let upstream = &self.peer.entrance.server.cache.upstream;
-        if upstream.is_offline() {
-            return Err(offline(url));
-        }
-        let headers = forwarded(&self.parts.headers);
-        let plain = matches!(self.parts.method, Method::GET | Method::HEAD);
-        let response = if plain {
-            let ask = Ask {
-                method: self.parts.method.clone(),
-                url,
-                headers,
-                deadline: Instant::now() + PASS_DEADLINE,
-                patience: PASS_DEADLINE,
-                follow: false,
-                purpose: "pass",
-            };
-            upstream.ask(&ask).await?
-        } else {
-            let mut request = Request::new(body);
-            *request.method_mut() = self.parts.method.clone();
-            *request.uri_mut() = url
-                .as_str()
-                .parse()
-                .map_err(|_| Error::new(ErrorKind::BadRequest, "the URL cannot be asked for"))?;
-            *request.headers_mut() = headers;
-            let deadline = Instant::now() + PASS_WITH_BODY_DEADLINE;
-            upstream.send(request, deadline, "pass").await?
-        };
-        Ok(relay(response, url, "fwd=bypass"))
-    }
-}
-
-/// Upstream's answer as it comes, for one client.
-pub fn relay(response: Response<Incoming>, url: &Url, words: &str) -> Answer {
-    let (parts, body) = response.into_parts();
-    let mut headers = end_to_end(&parts.headers);
-    for name in [SET_COOKIE, CONTENT_LENGTH] {
-        for value in parts.headers.get_all(&name) {
-            headers.append(name.clone(), value.clone());
-        }
-    }
-    let frames = stream::unfold(Some((body, url.clone())), |state| async {
-        let (mut body, url) = state?;
-        match chunk(&mut body, RELAY_IDLE, &url).await {
-            Ok(Some(bytes)) => Some((Ok(Frame::data(bytes)), Some((body, url)))),
-            Ok(None) => None,
-            Err(e) => Some((Err(e), None)),
-        }
-    });
-    let mut relayed = Response::new(StreamBody::new(frames).boxed_unsync());
-    *relayed.status_mut() = parts.status;
-    *relayed.headers_mut() = headers;
-    let mut answer = Answer::new(relayed, "pass");
-    answer.cache_status(words);
-    answer
-}
-
-/// A client's headers as they are passed on: end-to-end ones, without those for the proxy.
-pub fn forwarded(headers: &HeaderMap) -> HeaderMap {
-    let mut passed = end_to_end(headers);
-    for name in [
-        HOST,
-        CONNECTION,
-        PROXY_AUTHORIZATION,
-        TE,
-        TRAILER,
-        TRANSFER_ENCODING,
-        UPGRADE,
-    ] {
-        passed.remove(name);
-    }
-    passed
-}
-
-/// For an archive that is verified on the way, which must come whole.
-fn forwarded_without_ranges(headers: &HeaderMap) -> HeaderMap {
-    let mut passed = forwarded(headers);
-    for name in [
-        "range",
-        "if-range",
-        "if-none-match",
-        "if-modified-since",
-        "if-match",
-        "if-unmodified-since",
-    ] {
-        passed.remove(name);
-    }
-    passed.remove(ACCEPT_ENCODING);
-    passed
 }
 
 /// Whether a `Host` value names the authority, where `default` is the port that goes unsaid.

@@ -9,7 +9,7 @@ use url::Url;
 
 use super::connection::{IDLE, Peer, Role, greet, intercept};
 use super::respond::{Answer, Body, Trace, nothing};
-use super::{origin, pages, tunnel};
+use super::{origin, pages, relay, tunnel};
 use crate::config::Authority;
 use crate::error::{Error, Kind};
 use crate::telemetry::METRICS;
@@ -94,11 +94,11 @@ async fn forward(
     let mut outgoing = Request::new(http_body_util::BodyExt::boxed(body));
     *outgoing.method_mut() = parts.method;
     *outgoing.uri_mut() = parts.uri;
-    *outgoing.headers_mut() = origin::forwarded(&parts.headers);
+    *outgoing.headers_mut() = relay::forwarded(&parts.headers);
     let deadline = Instant::now() + IDLE;
     let upstream = &server.cache.upstream;
     let response = upstream.send(outgoing, deadline, "forward").await?;
-    Ok(origin::relay(response, &url, "fwd=bypass"))
+    Ok(relay::relay(response, &url, "fwd=bypass"))
 }
 
 /// CONNECT (RFC 9110 section 9.3.6).
