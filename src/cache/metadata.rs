@@ -1,9 +1,8 @@
 //! Documents that pass through: fresh, revalidated, or the last good one when upstream fails.
 
 use std::collections::HashMap;
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io::Read as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -21,7 +20,8 @@ use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::catalogue::Catalogue;
-use super::document::{Document, Freshness, document_path, end_to_end};
+use super::document::{Document, Freshness, end_to_end};
+use super::shelf::Shelf;
 use super::url_key;
 use crate::config::Authority;
 use crate::error::{Error, Exit, Kind as ErrorKind};
@@ -44,34 +44,17 @@ const IDLE: Duration = Duration::from_secs(7);
 const HOT_BYTES: u64 = 64 << 20;
 /// How long a doubt lasts if nobody asks.
 const DOUBT: Duration = Duration::from_secs(3600);
-const KEPT_DOCUMENTS: usize = 20_000;
-const KEPT_BYTES: u64 = 1 << 30;
 
 /// The documents of one data dir.
 pub struct Metadata {
-    dir: PathBuf,
-    /// Where files are written before they get their names; emptied at the start
-    tmp: PathBuf,
-    temporary: AtomicU64,
+    shelf: Shelf,
     upstream: Arc<Upstream>,
     catalogue: Catalogue,
-    kept: Mutex<Kept>,
     hot: Cache<String, Arc<Document>>,
     sums: Cache<String, (Arc<Document>, Option<Arc<Sums>>)>,
     flights: Mutex<HashMap<String, Flight>>,
     /// Documents that took part in a contradiction
     doubted: Cache<String, ()>,
-}
-
-#[derive(Default)]
-struct Kept {
-    documents: HashMap<String, Entry>,
-    bytes: u64,
-}
-
-struct Entry {
-    validated: SystemTime,
-    bytes: u64,
 }
 
 type Flight = Shared<BoxFuture<'static, Result<Fetched, Error>>>;
@@ -127,20 +110,14 @@ pub enum How {
 impl Metadata {
     /// Reads which documents are kept. What they say of archives is known before this returns.
     pub fn open(data_dir: &Path, upstream: Arc<Upstream>) -> Result<Arc<Self>, Exit> {
-        let dir = data_dir.join("metadata");
-        std::fs::create_dir_all(&dir).map_err(|e| {
-            Exit::usage(format!(
-                "data_dir: {}: {e}; mend it or name another folder with --data-dir",
-                dir.display()
-            ))
+        let catalogue = Catalogue::default();
+        let shelf = Shelf::open(data_dir, |document| {
+            learn(&catalogue, document, &document.base);
         })?;
-        let this = Arc::new(Self {
-            dir,
-            tmp: data_dir.join("tmp"),
-            temporary: AtomicU64::new(0),
+        Ok(Arc::new(Self {
+            shelf,
             upstream,
-            catalogue: Catalogue::default(),
-            kept: Mutex::default(),
+            catalogue,
             hot: Cache::builder()
                 .weigher(|_, document: &Arc<Document>| document.body.len() as u32 + 1024)
                 .max_capacity(HOT_BYTES)
@@ -151,9 +128,7 @@ impl Metadata {
                 .max_capacity(10_000)
                 .time_to_live(DOUBT)
                 .build(),
-        });
-        this.load();
-        Ok(this)
+        }))
     }
 
     pub fn catalogue(&self) -> &Catalogue {
@@ -209,7 +184,7 @@ impl Metadata {
                 let failed = document.status == StatusCode::TOO_MANY_REQUESTS
                     || document.status.is_server_error();
                 if !failed || last_good.is_none() {
-                    let kept = self.is_kept(&key);
+                    let kept = self.shelf.holds(&key);
                     return Ok(Answer::Document(document, How::Miss { collapsed, kept }));
                 }
                 Error::new(
@@ -236,16 +211,10 @@ impl Metadata {
         if let Some(hot) = self.hot.get(key) {
             return Some(hot);
         }
-        if !self.is_kept(key) {
+        if !self.shelf.holds(key) {
             return None;
         }
-        let path = document_path(&self.dir, key);
-        let read = tokio::task::spawn_blocking(move || std::fs::read(path)).await;
-        let document = read
-            .ok()?
-            .ok()
-            .and_then(|bytes| Document::from_file(bytes.into()));
-        let Some(document) = document.filter(|document| document.key == key) else {
+        let Some(document) = self.shelf.read(key).await else {
             tracing::warn!(key, "a kept document is gone or rotten; dropped it");
             self.drop_document(key);
             return None;
@@ -456,13 +425,9 @@ impl Metadata {
         document.lifetime =
             Freshness::of(document.kind, document.status, &document.headers).lifetime;
         let document = Arc::new(document);
-        if let Some(download) = &document.download {
-            self.learn(&document, download, url);
-        }
+        learn(&self.catalogue, &document, url);
         self.hot.insert(document.key.clone(), document.clone());
-        if let Some(entry) = lock(&self.kept).documents.get_mut(&document.key) {
-            entry.validated = document.validated;
-        }
+        self.shelf.vouch(&document.key, document.validated);
         document
     }
 
@@ -537,9 +502,9 @@ impl Metadata {
         if freshness.keep {
             self.keep(&document, &wish.url).await;
             self.doubted.invalidate(&document.key);
-        } else if let Some(download) = &document.download {
+        } else {
             // Its URLs must be answered all the same, for as long as this process lives.
-            self.learn(&document, download, &wish.url);
+            learn(&self.catalogue, &document, &wish.url);
         }
         Ok(Fetched::Document(document, Vouched::Anew))
     }
@@ -558,9 +523,7 @@ impl Metadata {
             }
             return;
         }
-        if let Some(download) = &document.download {
-            self.learn(document, download, url);
-        }
+        learn(&self.catalogue, document, url);
         self.hot.insert(document.key.clone(), document.clone());
         let headers = document
             .headers
@@ -569,96 +532,27 @@ impl Metadata {
         if headers || holds_signed_url(&document.body) {
             return;
         }
-        let (file, path) = (document.to_file(), document_path(&self.dir, &document.key));
-        let bytes = file.len() as u64;
-        let number = self.temporary.fetch_add(1, Ordering::Relaxed);
-        let temporary = self.tmp.join(format!("document-{number}"));
-        let written =
-            tokio::task::spawn_blocking(move || write_file(&temporary, &path, &file)).await;
-        match written {
-            Ok(Ok(())) => self.note_kept(&document.key, document.validated, bytes),
-            Ok(Err(e)) => {
-                tracing::warn!(key = %document.key, error = %e, "a document cannot be kept on disk")
-            }
-            Err(e) => {
-                tracing::warn!(key = %document.key, error = %e, "a document cannot be kept on disk")
+        match self.shelf.write(document).await {
+            Ok(gone) => gone.iter().for_each(|key| self.drop_document(key)),
+            Err(error) => {
+                tracing::warn!(key = %document.key, %error, "a document cannot be kept on disk");
             }
         }
     }
 
-    fn learn(&self, document: &Document, download: &Arc<Download>, url: &Url) {
-        if let Some(registry) = Authority::of(url) {
-            self.catalogue
-                .learn(&document.key, &registry.in_https_url(), download);
-        }
-    }
-
-    fn note_kept(&self, key: &str, validated: SystemTime, bytes: u64) {
-        let mut kept = lock(&self.kept);
-        let entry = Entry { validated, bytes };
-        kept.bytes += bytes;
-        if let Some(old) = kept.documents.insert(key.to_owned(), entry) {
-            kept.bytes -= old.bytes;
-        }
-        if kept.documents.len() <= KEPT_DOCUMENTS && kept.bytes <= KEPT_BYTES {
-            return;
-        }
-        let mut by_age: Vec<_> = kept
-            .documents
-            .iter()
-            .map(|(key, entry)| (entry.validated, key.clone()))
-            .collect();
-        by_age.sort_unstable();
-        drop(kept);
-        for (_, key) in by_age.iter().take(by_age.len() / 10 + 1) {
-            self.drop_document(key);
-        }
-    }
-
+    /// A document is no longer kept; what it said of archives is forgotten with it.
     fn drop_document(&self, key: &str) {
-        let mut kept = lock(&self.kept);
-        if let Some(entry) = kept.documents.remove(key) {
-            kept.bytes -= entry.bytes;
-        }
-        drop(kept);
+        self.shelf.remove(key);
         self.hot.invalidate(key);
         self.catalogue.forget(key);
-        let _ = std::fs::remove_file(document_path(&self.dir, key));
-    }
-
-    fn is_kept(&self, key: &str) -> bool {
-        lock(&self.kept).documents.contains_key(key)
-    }
-
-    fn load(&self) {
-        for entry in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            let path = entry.path();
-            let document = std::fs::read(&path)
-                .ok()
-                .and_then(|bytes| Document::from_file(bytes.into()))
-                .filter(|document| document_path(&self.dir, &document.key) == path);
-            let Some(document) = document else {
-                tracing::warn!(path = %path.display(), "a kept document is torn or rotten; dropped it");
-                let _ = std::fs::remove_file(&path);
-                continue;
-            };
-            if let Some(download) = &document.download {
-                self.learn(&document, download, &document.base);
-            }
-            let bytes = entry.metadata().map_or(0, |m| m.len());
-            self.note_kept(&document.key, document.validated, bytes);
-        }
     }
 }
 
-/// Whole or not at all after a crash of this process; a torn file after a power cut is told by its
-/// digest, so there is no sync to wait for.
-fn write_file(temporary: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let written = std::fs::write(temporary, bytes).and_then(|()| std::fs::rename(temporary, path));
-    if written.is_err() {
-        let _ = std::fs::remove_file(temporary);
+/// Takes note of what a download document at `url` says.
+fn learn(catalogue: &Catalogue, document: &Document, url: &Url) {
+    if let (Some(download), Some(registry)) = (&document.download, Authority::of(url)) {
+        catalogue.learn(&document.key, &registry.in_https_url(), download);
     }
-    written
 }
 
 /// Whether an answer says that it is for reading.

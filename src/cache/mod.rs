@@ -6,6 +6,7 @@ pub mod expect;
 pub mod fill;
 pub mod follower;
 pub mod metadata;
+mod shelf;
 pub mod verdict;
 
 use std::collections::HashMap;

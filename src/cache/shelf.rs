@@ -1,0 +1,151 @@
+//! Documents on disk: a file each, bounded in number and bytes, the longest unvouched going first.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::SystemTime;
+
+use super::document::{Document, document_path};
+use crate::error::Exit;
+
+const DOCUMENTS: usize = 20_000;
+const BYTES: u64 = 1 << 30;
+
+/// The documents of one data dir.
+pub struct Shelf {
+    dir: PathBuf,
+    /// Where files are written before they get their names; emptied at the start
+    tmp: PathBuf,
+    temporary: AtomicU64,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    documents: HashMap<String, Entry>,
+    bytes: u64,
+}
+
+struct Entry {
+    validated: SystemTime,
+    bytes: u64,
+}
+
+impl Shelf {
+    /// Opens the shelf and shows each document on it. Torn and rotten ones are removed.
+    pub fn open(data_dir: &Path, mut show: impl FnMut(&Document)) -> Result<Self, Exit> {
+        let dir = data_dir.join("metadata");
+        std::fs::create_dir_all(&dir).map_err(|e| {
+            Exit::usage(format!(
+                "data_dir: {}: {e}; mend it or name another folder with --data-dir",
+                dir.display()
+            ))
+        })?;
+        let this = Self {
+            tmp: data_dir.join("tmp"),
+            temporary: AtomicU64::new(0),
+            held: Mutex::default(),
+            dir,
+        };
+        for entry in std::fs::read_dir(&this.dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let document = std::fs::read(&path)
+                .ok()
+                .and_then(|bytes| Document::from_file(bytes.into()))
+                .filter(|document| document_path(&this.dir, &document.key) == path);
+            let Some(document) = document else {
+                tracing::warn!(path = %path.display(), "a kept document is torn or rotten; dropped it");
+                let _ = std::fs::remove_file(&path);
+                continue;
+            };
+            show(&document);
+            let bytes = entry.metadata().map_or(0, |m| m.len());
+            this.note(&document.key, document.validated, bytes);
+        }
+        Ok(this)
+    }
+
+    pub fn holds(&self, key: &str) -> bool {
+        self.lock().documents.contains_key(key)
+    }
+
+    /// Reads a document back; none where there is none, or it is rotten.
+    pub async fn read(&self, key: &str) -> Option<Document> {
+        let path = document_path(&self.dir, key);
+        let read = tokio::task::spawn_blocking(move || std::fs::read(path)).await;
+        let bytes = read.ok()?.ok()?;
+        Document::from_file(bytes.into()).filter(|document| document.key == key)
+    }
+
+    /// Writes a document, in place of an older one. Returns the keys that had to go for it.
+    pub async fn write(&self, document: &Document) -> io::Result<Vec<String>> {
+        let (file, path) = (document.to_file(), document_path(&self.dir, &document.key));
+        let bytes = file.len() as u64;
+        let number = self.temporary.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.tmp.join(format!("document-{number}"));
+        tokio::task::spawn_blocking(move || write_file(&temporary, &path, &file))
+            .await
+            .map_err(io::Error::other)??;
+        self.note(&document.key, document.validated, bytes);
+        Ok(self.make_room())
+    }
+
+    /// Upstream vouched for a document again.
+    pub fn vouch(&self, key: &str, validated: SystemTime) {
+        if let Some(entry) = self.lock().documents.get_mut(key) {
+            entry.validated = validated;
+        }
+    }
+
+    pub fn remove(&self, key: &str) {
+        let mut held = self.lock();
+        if let Some(entry) = held.documents.remove(key) {
+            held.bytes -= entry.bytes;
+        }
+        let _ = std::fs::remove_file(document_path(&self.dir, key));
+    }
+
+    fn note(&self, key: &str, validated: SystemTime, bytes: u64) {
+        let mut held = self.lock();
+        held.bytes += bytes;
+        let entry = Entry { validated, bytes };
+        if let Some(old) = held.documents.insert(key.to_owned(), entry) {
+            held.bytes -= old.bytes;
+        }
+    }
+
+    /// A tenth goes at once, so that sorting is rare.
+    fn make_room(&self) -> Vec<String> {
+        let mut by_age: Vec<_> = {
+            let held = self.lock();
+            if held.documents.len() <= DOCUMENTS && held.bytes <= BYTES {
+                return Vec::new();
+            }
+            let ages = held.documents.iter();
+            ages.map(|(key, entry)| (entry.validated, key.clone()))
+                .collect()
+        };
+        by_age.sort_unstable();
+        by_age.truncate(by_age.len() / 10 + 1);
+        let gone: Vec<_> = by_age.into_iter().map(|(_, key)| key).collect();
+        gone.iter().for_each(|key| self.remove(key));
+        gone
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        // Changed in steps that do not panic.
+        self.held.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// Whole or not at all after a crash of this process; a torn file after a power cut is told by its
+/// digest, so there is no sync to wait for.
+fn write_file(temporary: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let written = std::fs::write(temporary, bytes).and_then(|()| std::fs::rename(temporary, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(temporary);
+    }
+    written
+}
