@@ -71,14 +71,15 @@ async fn what_was_cut_off_is_not_completed_by_a_range() {
     let product = Product::new("terraform", "1.9.0");
     product.publish(&upstream);
     let (path, url) = (product.archive_path(), product.archive_url());
-    upstream.route(
-        RELEASES,
-        &path,
-        Reply::archive(product.archive.clone()).corrupt_at(9),
-    );
+    let tap = Tap::at(100_000);
+    let bad = Reply::archive(product.archive.clone()).corrupt_at(9);
+    upstream.route(RELEASES, &path, bad.tapped(&tap));
     let larder = Setup::new(&upstream).start().await;
-    let cut = larder.client().get(&url).await;
-    assert!(!cut.succeeded() && !cut.body.is_empty());
+    let mut answer = larder.client().stream(&url).await;
+    let start = answer.at_least(50_000).await;
+    tap.open();
+    let cut = answer.finish_after(start).await;
+    assert!(!cut.succeeded());
 
     upstream.route(RELEASES, &path, Reply::archive(product.archive.clone()));
     let rest = format!("bytes={}-", cut.body.len());
