@@ -19,6 +19,7 @@ const LOOKS: Duration = Duration::from_millis(300);
 /// The lock, held.
 pub struct Instance {
     file: File,
+    until_unused: bool,
 }
 
 /// What the holder says of itself.
@@ -29,11 +30,14 @@ pub struct Running {
     pub addr: Option<SocketAddr>,
     /// What its API asks for
     pub token: String,
+    /// Whether it ends with the last `larder run` that uses it
+    #[serde(default)]
+    pub until_unused: bool,
 }
 
 impl Instance {
     /// Takes the data dir for this process.
-    pub fn take(data_dir: &Path) -> Result<Self, Exit> {
+    pub fn take(data_dir: &Path, until_unused: bool) -> Result<Self, Exit> {
         let path = lock_path(data_dir);
         let broken = |e: io::Error| {
             Exit::usage(format!(
@@ -62,6 +66,13 @@ impl Instance {
             }
             if start.elapsed() > LOOKS {
                 let holder = match read(&file) {
+                    Some(Running {
+                        pid,
+                        until_unused: true,
+                        ..
+                    }) => {
+                        format!("process {pid} (the proxy of a `larder run`, which ends with it)")
+                    }
                     Some(running) => format!("process {}", running.pid),
                     None => "another process".to_owned(),
                 };
@@ -72,7 +83,7 @@ impl Instance {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        let mut this = Self { file };
+        let mut this = Self { file, until_unused };
         this.write(None, String::new()).map_err(broken)?;
         Ok(this)
     }
@@ -87,6 +98,7 @@ impl Instance {
             pid: std::process::id(),
             addr,
             token,
+            until_unused: self.until_unused,
         };
         let text = serde_json::to_vec(&running)?;
         self.file.set_len(0)?;
@@ -104,6 +116,7 @@ pub fn find(data_dir: &Path) -> Option<Running> {
             pid: 0,
             addr: None,
             token: String::new(),
+            until_unused: false,
         })),
     }
 }
@@ -128,11 +141,11 @@ mod tests {
     fn the_second_is_told_who_is_first_and_follows_it() {
         let dir = tempfile::tempdir().unwrap();
         assert!(find(dir.path()).is_none());
-        let mut first = Instance::take(dir.path()).unwrap();
+        let mut first = Instance::take(dir.path(), false).unwrap();
         first
             .announce("127.0.0.1:9".parse().unwrap(), "t".into())
             .unwrap();
-        let exit = Instance::take(dir.path()).err().unwrap();
+        let exit = Instance::take(dir.path(), false).err().unwrap();
         assert_eq!(exit.code, 2);
         assert!(
             exit.message.contains(&std::process::id().to_string()),
@@ -140,6 +153,6 @@ mod tests {
         );
         assert_eq!(find(dir.path()).unwrap().addr, "127.0.0.1:9".parse().ok());
         drop(first);
-        assert!(find(dir.path()).is_none() && Instance::take(dir.path()).is_ok());
+        assert!(find(dir.path()).is_none() && Instance::take(dir.path(), false).is_ok());
     }
 }

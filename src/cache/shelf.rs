@@ -143,6 +143,9 @@ impl Shelf {
 /// Whole or not at all after a crash of this process; a torn file after a power cut is told by its
 /// digest, so there is no sync to wait for.
 fn write_file(temporary: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    for folder in [temporary.parent(), path.parent()].into_iter().flatten() {
+        std::fs::create_dir_all(folder)?;
+    }
     let written = std::fs::write(temporary, bytes).and_then(|()| std::fs::rename(temporary, path));
     if written.is_err() {
         let _ = std::fs::remove_file(temporary);

@@ -3,13 +3,19 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
 use crate::ca::{Ca, bundle};
 use crate::config::{CommonArgs, Config, ServeArgs};
 use crate::error::Exit;
-use crate::instance;
+use crate::instance::{self, Running};
+
+/// For a server that has the data dir to listen.
+const STARTING: Duration = Duration::from_secs(10);
+/// For a server to take the data dir.
+const STARTED_JUST_NOW: Duration = Duration::from_millis(500);
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -36,12 +42,43 @@ enum Shell {
 
 pub fn main(common: &CommonArgs, args: &Args) -> Result<ExitCode, Exit> {
     let config = Config::settle(common, &args.serve)?;
-    let serving = instance::find(&config.data_dir).and_then(|running| running.addr);
-    let addr = serving.or(config.listen.first().copied());
-    let addr = addr.ok_or_else(|| Exit::usage("listen: no address; name one with --listen"))?;
+    let addr = match serving(&config.data_dir) {
+        Some(addr) => addr,
+        None => {
+            eprintln!(
+                "larder: nobody serves {} yet; start `larder serve`",
+                config.data_dir.display()
+            );
+            let configured = config.listen.first().filter(|addr| addr.port() != 0);
+            *configured.ok_or_else(|| {
+                Exit::usage("listen: port 0 is known only once `larder serve` runs; start it first")
+            })?
+        }
+    };
     let settings = settings(&config, addr)?;
     super::print(&args.shell.print(&settings))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where the larder is reached that serves the data dir. One that is just being started
+/// (`larder serve &` in the line before) is waited for. The proxy of a `larder run` does not count:
+/// it ends with the run.
+fn serving(data_dir: &Path) -> Option<SocketAddr> {
+    let start = Instant::now();
+    loop {
+        let running = instance::find(data_dir).filter(|running| !running.until_unused);
+        let patience = match running {
+            Some(Running {
+                addr: Some(addr), ..
+            }) => return Some(addr),
+            Some(_) => STARTING,
+            None => STARTED_JUST_NOW,
+        };
+        if start.elapsed() > patience {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// The settings for a proxy at `addr`, the inherited ones kept where they still matter.

@@ -11,7 +11,8 @@ mod verify;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::CommonArgs;
 use crate::error::Exit;
@@ -47,7 +48,13 @@ enum Command {
 
 /// Runs the command that the process's arguments name.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let parsed = without_empty_variables(Cli::command())
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
     let outcome = match cli.command {
         Command::Serve(args) => serve::main(&cli.common, &args),
         Command::Run(args) => run::main(&cli.common, args),
@@ -56,14 +63,47 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify::main(&cli.common, &args),
         Command::Gc(args) => gc::main(&cli.common, &args),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "larder", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "larder", &mut script);
+            print(&String::from_utf8_lossy(&script)).map(|()| ExitCode::SUCCESS)
         }
     };
     outcome.unwrap_or_else(|exit| {
         eprintln!("larder: {exit}");
         ExitCode::from(exit.code)
     })
+}
+
+/// An empty variable is as good as none: CI systems set all that they know of.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let names: Vec<String> = command
+        .get_subcommands()
+        .map(|sub| sub.get_name().to_owned())
+        .collect();
+    let command = command.mut_args(|arg| {
+        let variable = arg.get_env().map(std::env::var_os);
+        match variable {
+            Some(Some(value)) if value.is_empty() => arg.env(Resettable::Reset),
+            _ => arg,
+        }
+    });
+    names.into_iter().fold(command, |command, name| {
+        command.mut_subcommand(name, without_empty_variables)
+    })
+}
+
+/// Says what is wrong with the arguments. For `run`, 2 could be its command's own exit code.
+fn usage(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    let of_run = std::env::args()
+        .skip(1)
+        .take_while(|arg| arg != "--")
+        .any(|arg| arg == "run");
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        _ if of_run => ExitCode::from(run::FAILED),
+        code => ExitCode::from(code as u8),
+    }
 }
 
 /// Prints to stdout. A reader that left early (`| head`) is no failure.

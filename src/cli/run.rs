@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
@@ -11,8 +12,9 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use http_body_util::BodyExt as _;
-use hyper::Method;
 use hyper::body::Incoming;
+use hyper::{Method, StatusCode};
+use rustix::io::FdFlags;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{CommonArgs, Config, ServeArgs};
@@ -24,7 +26,7 @@ use crate::server::{MARK, Summary};
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOG_LIMIT: u64 = 1 << 20;
 /// larder itself failed.
-const FAILED: u8 = 125;
+pub const FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
@@ -33,12 +35,7 @@ pub struct Args {
     #[command(flatten)]
     serve: ServeArgs,
     /// The command and its arguments
-    #[arg(
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "CMD"
-    )]
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
@@ -77,6 +74,7 @@ async fn run(common: &CommonArgs, args: &Args, config: &Config) -> Result<ExitCo
     })?;
     let status = signals.forward_until_exit(child).await?;
     match lease.summary().await {
+        Ok(_) if common.quiet > 0 => {}
         Ok(info) => eprintln!(
             "larder: {} from cache, {} from upstream, {} archives verified",
             super::human(info.from_cache),
@@ -115,10 +113,11 @@ impl Lease {
         while start.elapsed() < PATIENCE {
             let running = instance::find(&config.data_dir);
             match running.map(|running| (running.addr, running)) {
-                Some((Some(addr), running)) => match Self::ask(running, addr).await {
+                Some((Some(addr), running)) => match Self::ask(running, addr, serve).await {
                     Ok(lease) => return Ok(lease),
+                    Err(Refusal::Unlike(exit)) => return Err(exit),
                     // It may be ending: then its place is free in a moment.
-                    Err(e) => last = e,
+                    Err(Refusal::Gone(e)) => last = e,
                 },
                 Some((None, _)) => {}
                 None => match &mut started {
@@ -143,17 +142,32 @@ impl Lease {
         )))
     }
 
-    async fn ask(running: Running, addr: SocketAddr) -> Result<Self, String> {
+    async fn ask(running: Running, addr: SocketAddr, serve: &ServeArgs) -> Result<Self, Refusal> {
+        let gone = |e: String| Refusal::Gone(e);
         let id = format!("{}-{}", std::process::id(), unix_nanos());
         let path = format!("/api/v1/runs/{id}");
-        let response = super::api::send(&running, Method::POST, &path, String::new()).await?;
+        let wishes = serde_json::json!(serve.wishes()).to_string();
+        let response = super::api::send(&running, Method::POST, &path, wishes).await;
+        let response = response.map_err(gone)?;
         let status = response.status();
         let mut open = response.into_body();
         // The first bytes come when the lease is there.
-        let first = open.frame().await.ok_or("ended while it was asked")?;
-        first.map_err(|e| e.to_string())?;
+        let first = open
+            .frame()
+            .await
+            .ok_or_else(|| gone("ended while it was asked".into()))?;
+        let first = first.map_err(|e| gone(e.to_string()))?;
+        if status == StatusCode::CONFLICT {
+            let words = first
+                .data_ref()
+                .map_or(Default::default(), |words| String::from_utf8_lossy(words));
+            return Err(Refusal::Unlike(Exit::failed(format!(
+                "process {} serves this data dir without {words}; stop it, leave that out, or use another --data-dir",
+                running.pid
+            ))));
+        }
         if !status.is_success() {
-            return Err(format!("answered {status}"));
+            return Err(gone(format!("answered {status}")));
         }
         Ok(Self {
             id,
@@ -167,6 +181,14 @@ impl Lease {
         let path = format!("/api/v1/runs/{}", self.id);
         super::api::ask(&self.running, Method::GET, &path, &serde_json::Value::Null).await
     }
+}
+
+/// Why there is no lease.
+enum Refusal {
+    /// The process is ending or only starting
+    Gone(String),
+    /// It was started with other options
+    Unlike(Exit),
 }
 
 fn unix_nanos() -> u128 {
@@ -211,13 +233,44 @@ fn start_proxy(
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
+        .current_dir("/")
         .process_group(0);
     if let Some(parent) = &serve.upstream_proxy {
         // It may hold a password, which arguments would show to every user.
-        command.env("LARDER_UPSTREAM_PROXY", parent.text());
+        command.env("LARDER_UPSTREAM_PROXY", &parent.0);
     }
-    let child = command.spawn().map_err(broken)?;
-    Ok((child, path, from))
+    let kept = keep_to_ourselves();
+    let child = command.spawn();
+    give_on(&kept);
+    Ok((child.map_err(broken)?, path, from))
+}
+
+/// Marks the descriptors that this process was given (a lock, a pipe, a process substitution) as
+/// closed on exec: the proxy may outlive those who wait for them. Returns them, for the command.
+#[allow(unsafe_code)]
+fn keep_to_ourselves() -> Vec<RawFd> {
+    let open = std::fs::read_dir("/dev/fd").into_iter().flatten().flatten();
+    let numbers = open.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers
+        .filter(|number: &RawFd| *number > 2)
+        .filter(|number| {
+            // SAFETY: the number is borrowed for these two calls alone, neither of which closes it.
+            // The one that listed the folder may be gone by now: then both fail with EBADF.
+            let fd = unsafe { BorrowedFd::borrow_raw(*number) };
+            rustix::io::fcntl_getfd(fd).is_ok_and(|flags| !flags.contains(FdFlags::CLOEXEC))
+                && rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC).is_ok()
+        })
+        .collect()
+}
+
+/// Undoes [`keep_to_ourselves`]: the command gets what it was given.
+#[allow(unsafe_code)]
+fn give_on(kept: &[RawFd]) {
+    for number in kept {
+        // SAFETY: these were open without CLOEXEC, so nobody in this process owns and closes them.
+        let fd = unsafe { BorrowedFd::borrow_raw(*number) };
+        let _ = rustix::io::fcntl_setfd(fd, FdFlags::empty());
+    }
 }
 
 fn log_path(data_dir: &Path) -> PathBuf {

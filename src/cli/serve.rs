@@ -42,7 +42,7 @@ pub fn main(common: &CommonArgs, args: &Args) -> Result<ExitCode, Exit> {
 
 async fn serve(config: Config, until_unused: bool) -> Result<(), Exit> {
     let mut stop = Stop::listen()?;
-    let mut instance = Instance::take(&config.data_dir)?;
+    let mut instance = Instance::take(&config.data_dir, until_unused)?;
     let ca = Ca::open_or_create(&config.data_dir, &names(&config))?;
     for name in names(&config).iter().filter(|name| !ca.permits(name)) {
         tracing::warn!(%name, "the CA may not sign for this host; run `larder ca renew` and start larder again");

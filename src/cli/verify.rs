@@ -19,7 +19,10 @@ pub fn main(common: &CommonArgs, args: &Args) -> Result<ExitCode, Exit> {
     let config = Config::settle(common, &ServeArgs::default())?;
     let dir = &config.data_dir;
     // Only a repair writes, and nobody else may then.
-    let _instance = args.repair.then(|| Instance::take(dir)).transpose()?;
+    let _instance = args
+        .repair
+        .then(|| Instance::take(dir, false))
+        .transpose()?;
     let broken = |e: std::io::Error| Exit::usage(format!("data_dir: {}: {e}", dir.display()));
     let bad_blobs = check_all(dir).map_err(broken)?;
     let bad_documents = check_documents(dir).map_err(broken)?;

@@ -10,9 +10,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-pub use values::{Authority, ConnectTo, HostName, Parent, Period, Size};
+pub use values::{Authority, ConnectTo, HostName, Parent, Period, Secret, Size};
 
 use crate::error::Exit;
 
@@ -100,7 +100,7 @@ pub struct ServeArgs {
         value_name = "URL",
         hide_env_values = true
     )]
-    pub upstream_proxy: Option<Parent>,
+    pub upstream_proxy: Option<Secret>,
     /// How long running downloads may go on after SIGTERM [default: 10s]
     #[arg(long, env = "LARDER_DRAIN_TIMEOUT", value_name = "TIME")]
     pub drain_timeout: Option<Period>,
@@ -119,7 +119,7 @@ impl CommonArgs {
     pub fn to_args(&self) -> Vec<OsString> {
         let mut args = Vec::new();
         if let Some(config) = &self.config {
-            args.extend(["--config".into(), config.into()]);
+            args.extend(["--config".into(), absolute(config).into()]);
         }
         args.extend((0..self.verbose).map(|_| "--verbose".into()));
         args.extend((0..self.quiet).map(|_| "--quiet".into()));
@@ -154,13 +154,61 @@ impl ServeArgs {
             add("--connect-to", rule.text().into());
         }
         for path in &self.upstream_ca {
-            add("--upstream-ca", path.into());
+            add("--upstream-ca", absolute(path).into());
         }
         for name in &self.hostname {
             add("--hostname", name.to_string().into());
         }
         args
     }
+}
+
+impl ServeArgs {
+    /// What was asked for by flag or variable, but for the listener and the drain time: a running
+    /// proxy serves it only if it has the same.
+    pub fn wishes(&self) -> Vec<Wish> {
+        let mut wishes = Vec::new();
+        let mut wish = |option: &str, value: String| {
+            let option = option.to_owned();
+            wishes.push(Wish { option, value });
+        };
+        if let Some(offline) = self.offline {
+            wish("offline", offline.to_string());
+        }
+        if let Some(Size(bytes)) = self.max_size {
+            wish("max-size", bytes.to_string());
+        }
+        if let Some(how) = self.third_party {
+            wish("third-party", format!("{how:?}"));
+        }
+        if let Some(parent) = self
+            .upstream_proxy
+            .as_ref()
+            .and_then(|p| p.0.parse::<Parent>().ok())
+        {
+            wish("upstream-proxy", parent.authority.to_string());
+        }
+        for authority in &self.intercept {
+            wish("intercept", authority.to_string());
+        }
+        for rule in &self.connect_to {
+            wish("connect-to", rule.text().to_owned());
+        }
+        for path in &self.upstream_ca {
+            wish("upstream-ca", absolute(path).display().to_string());
+        }
+        for name in &self.hostname {
+            wish("hostname", name.to_string());
+        }
+        wishes
+    }
+}
+
+/// An option as somebody asked for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wish {
+    pub option: String,
+    pub value: String,
 }
 
 /// Everything settled.
@@ -196,6 +244,30 @@ impl Config {
         file.settle(common, serve)
     }
 
+    /// Whether a proxy with this configuration does what was wished for.
+    pub fn fulfils(&self, wish: &Wish) -> bool {
+        let value = &wish.value;
+        match wish.option.as_str() {
+            "offline" => *value == self.offline.to_string(),
+            "max-size" => self
+                .max_size
+                .is_some_and(|bytes| *value == bytes.to_string()),
+            "third-party" => *value == format!("{:?}", self.third_party),
+            "upstream-proxy" => {
+                let parent = self.upstream_proxy.as_ref();
+                parent.is_some_and(|parent| *value == parent.authority.to_string())
+            }
+            "intercept" => self.intercept.iter().any(|a| *value == a.to_string()),
+            "connect-to" => self.connect_to.iter().any(|rule| value == rule.text()),
+            "upstream-ca" => self
+                .upstream_ca
+                .iter()
+                .any(|path| *value == path.display().to_string()),
+            "hostname" => self.hostnames.iter().any(|name| value == name.as_str()),
+            _ => false,
+        }
+    }
+
     /// Whether nobody but this machine's users can reach the listeners.
     pub fn loopback_only(&self) -> bool {
         self.listen.iter().all(|addr| addr.ip().is_loopback())
@@ -224,7 +296,7 @@ struct File {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a string or a list of strings")]
 enum OneOrMore {
     One(String),
     More(Vec<String>),
@@ -316,11 +388,19 @@ impl File {
                     .unwrap_or_default(),
             },
             connect_to: self.many("connect_to", &serve.connect_to, &self.connect_to)?,
-            upstream_ca,
+            upstream_ca: upstream_ca.iter().map(|path| absolute(path)).collect(),
             upstream_proxy: match &serve.upstream_proxy {
-                Some(parent) => Some(parent.clone()),
-                None => self.one("upstream_proxy", &self.upstream_proxy)?,
-            },
+                Some(text) => Some(text.clone()),
+                None => self.upstream_proxy.clone().map(Secret),
+            }
+            .map(|text| {
+                let parsed = text.0.parse();
+                // Without the value: it may hold a password.
+                parsed.map_err(|e: String| {
+                    Exit::usage(format!("upstream_proxy (--upstream-proxy): {e}"))
+                })
+            })
+            .transpose()?,
             drain_timeout: match serve.drain_timeout {
                 Some(time) => Some(time),
                 None => self.one("drain_timeout", &self.drain_timeout)?,
@@ -428,6 +508,11 @@ macro_rules! from_value_enum {
     )*};
 }
 from_value_enum!(LogFormat, Verify, ThirdParty);
+
+/// A path that holds from any working directory.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
 
 fn default_data_dir() -> Option<PathBuf> {
     Some(

@@ -254,11 +254,27 @@ impl FromStr for ConnectTo {
     }
 }
 
+/// Text that may hold a password: it is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl FromStr for Secret {
+    type Err = std::convert::Infallible;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        Ok(Self(s.to_owned()))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
 /// A parent proxy. Its credentials are never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Parent {
-    /// As it was written
-    text: String,
     pub authority: Authority,
     /// User and password, decoded.
     pub credentials: Option<(String, String)>,
@@ -287,7 +303,6 @@ impl FromStr for Parent {
                 .into_owned()
         };
         Ok(Self {
-            text: s.to_owned(),
             authority: Authority::of(&url).ok_or_else(bad)?,
             credentials: (!url.username().is_empty()).then(|| {
                 (
@@ -296,13 +311,6 @@ impl FromStr for Parent {
                 )
             }),
         })
-    }
-}
-
-impl Parent {
-    /// As it was written, with the password: for a child process's environment alone.
-    pub fn text(&self) -> &str {
-        &self.text
     }
 }
 

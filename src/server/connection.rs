@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 
 use super::io::{Patient, Peeked, Stream};
+use super::leases::Whose;
 use super::respond::Body;
 use super::{Entrance, origin, proxy};
 use crate::config::{Authority, HostName};
@@ -50,6 +51,8 @@ pub struct Peer {
     pub addr: SocketAddr,
     /// Held while draining must wait for this connection
     pub alive: Option<mpsc::Sender<()>>,
+    /// The run whose connection it is, if there are runs
+    pub whose: Option<Whose>,
     /// Requests whose answers are not over
     pub running: Arc<AtomicUsize>,
 }
@@ -63,6 +66,7 @@ pub async fn handle(
 ) {
     let _ = stream.set_nodelay(true);
     let peer = Peer {
+        whose: entrance.server.leases().whose(addr, entrance.local),
         entrance,
         addr,
         alive,

@@ -10,15 +10,17 @@ use http_body_util::{BodyExt as _, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{AUTHORIZATION, HeaderMap};
 use hyper::{Method, Request, Response, StatusCode};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::Server;
 use super::connection::Peer;
-use super::respond::Answer;
+use super::respond::{Answer, full};
+use crate::config::Wish;
 use crate::error::{Error, Kind};
 
-const BODY_LIMIT: usize = 4096;
+const BODY_LIMIT: usize = 64 << 10;
 
 /// What `larder gc` asks for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,7 +41,7 @@ pub async fn answer(peer: &Peer, request: Request<Incoming>) -> Answer {
     let outcome = match (&parts.method, path) {
         (&Method::POST, "/api/v1/gc") => gc(server, body).await,
         (method, _) => match (method, path.strip_prefix("/api/v1/runs/")) {
-            (&Method::POST, Some(id)) => lease(server, id),
+            (&Method::POST, Some(id)) => lease(server, id, body).await,
             (&Method::GET, Some(id)) => summary(server, id).await,
             _ => Err(Error::new(Kind::NotFound, format!("no API at {path}"))),
         },
@@ -58,13 +60,7 @@ fn is_authorized(headers: &HeaderMap, token: &str) -> bool {
 }
 
 async fn gc(server: &Server, body: Incoming) -> Result<Answer, Error> {
-    let bad = |e: String| Error::new(Kind::BadRequest, e);
-    let body = Limited::new(body, BODY_LIMIT)
-        .collect()
-        .await
-        .map_err(|e| bad(e.to_string()))?;
-    let asked: GcRequest =
-        serde_json::from_slice(&body.to_bytes()).map_err(|e| bad(e.to_string()))?;
+    let asked: GcRequest = read(body).await?;
     let store = server.cache.store.clone();
     let freed = tokio::task::spawn_blocking(move || {
         store.gc(
@@ -78,8 +74,23 @@ async fn gc(server: &Server, body: Incoming) -> Result<Answer, Error> {
     Ok(Answer::json(StatusCode::OK, &serde_json::json!(freed)))
 }
 
+/// A body of JSON.
+async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Error> {
+    let bad = |e: String| Error::new(Kind::BadRequest, e);
+    let body = Limited::new(body, BODY_LIMIT).collect().await;
+    let body = body.map_err(|e| bad(e.to_string()))?.to_bytes();
+    serde_json::from_slice(&body).map_err(|e| bad(e.to_string()))
+}
+
 /// Opens a lease that lasts as long as the answer is being read.
-fn lease(server: &Arc<Server>, id: &str) -> Result<Answer, Error> {
+async fn lease(server: &Arc<Server>, id: &str, body: Incoming) -> Result<Answer, Error> {
+    let wishes: Vec<Wish> = read(body).await?;
+    let unlike = wishes.iter().find(|wish| !server.config.fulfils(wish));
+    if let Some(Wish { option, value }) = unlike {
+        let mut response = Response::new(full(format!("--{option} {value}")));
+        *response.status_mut() = StatusCode::CONFLICT;
+        return Ok(Answer::new(response, "own"));
+    }
     server.leases.open(id);
     let hold = Hold {
         draining: server.draining.subscribe(),

@@ -2,7 +2,8 @@
 //!
 //! All runs use one listener. A run marks its command's environment; on Linux, the kernel tells
 //! which process holds the other end of a loopback connection, and that process's environment
-//! says whose it is. Elsewhere what was done while a run lasted counts for it.
+//! says whose it is. Where that cannot be told, a lone run is
+//! given it.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -10,11 +11,15 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 /// The variable by which a run marks its command.
 pub const MARK: &str = "LARDER_RUN";
+/// How far up a client's ancestors are looked at.
+const GENERATIONS: usize = 64;
 
 /// The runs that use this process.
 #[derive(Default)]
@@ -45,8 +50,18 @@ pub struct Summary {
     pub verified: usize,
 }
 
-/// A connection's run, looked for since an archive began to be sent on it.
-pub struct Whose(tokio::task::JoinHandle<Option<String>>);
+/// A connection's run, looked for since the connection was accepted: its client is alive then.
+#[derive(Clone)]
+pub struct Whose(Shared<BoxFuture<'static, Option<Holder>>>);
+
+/// The process at the other end of a connection.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Holder {
+    /// The mark in its environment
+    mark: Option<String>,
+    /// It and its ancestors
+    pids: Vec<u32>,
+}
 
 impl Leases {
     pub fn open(&self, id: &str) {
@@ -92,19 +107,23 @@ impl Leases {
         if self.lock().is_empty() {
             return None;
         }
-        self.undecided.send_modify(|n| *n += 1);
-        Some(Whose(tokio::task::spawn_blocking(move || {
-            mark_of_peer(client, server)
-        })))
+        let search = tokio::task::spawn_blocking(move || holder_of(client, server));
+        Some(Whose(
+            search.map(|found| found.ok().flatten()).boxed().shared(),
+        ))
     }
 
     /// Adds an answer to its run, once that is known.
     pub fn count(self: &Arc<Self>, whose: Whose, answer: Summary) {
+        self.undecided.send_modify(|n| *n += 1);
         let this = self.clone();
         tokio::spawn(async move {
-            let id = whose.0.await.ok().flatten();
-            for (open, tally) in this.lock().iter() {
-                if id.as_ref().is_some_and(|id| id == open) || !cfg!(target_os = "linux") {
+            let holder = whose.0.await;
+            let open = this.lock().clone();
+            let alone = open.len() == 1;
+            for (id, tally) in open {
+                // A client of another user, say, cannot be looked at: a lone run is the likeliest.
+                if holder.as_ref().map_or(alone, |holder| holder.is_of(&id)) {
                     tally
                         .from_cache
                         .fetch_add(answer.from_cache, Ordering::Relaxed);
@@ -123,36 +142,62 @@ impl Leases {
     }
 }
 
-/// The mark in the environment of the process at the other end (blocking).
-fn mark_of_peer(client: SocketAddr, server: SocketAddr) -> Option<String> {
+impl Holder {
+    /// Whether it is the run's command or a descendant of it. The name of a run begins with the
+    /// number of its process.
+    fn is_of(&self, id: &str) -> bool {
+        let runner = id.split('-').next().and_then(|pid| pid.parse().ok());
+        match &self.mark {
+            Some(mark) => mark == id,
+            // A command may clear its environment.
+            None => runner.is_some_and(|runner| self.pids.contains(&runner)),
+        }
+    }
+}
+
+/// Who holds the other end of a loopback connection (blocking; proc(5)).
+fn holder_of(client: SocketAddr, server: SocketAddr) -> Option<Holder> {
     let inode = ["/proc/net/tcp", "/proc/net/tcp6"]
         .iter()
         .filter_map(|table| std::fs::read_to_string(table).ok())
         .find_map(|table| socket_inode(&table, client.port(), server.port()))?;
     let socket = format!("socket:[{inode}]");
-    let holds = |pid: &std::path::Path| {
-        let fds = std::fs::read_dir(pid.join("fd"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        fds.filter_map(|fd| std::fs::read_link(fd.path()).ok())
-            .any(|target| target.as_os_str() == socket.as_str())
-    };
-    let processes = std::fs::read_dir("/proc")
-        .ok()?
-        .flatten()
-        .map(|entry| entry.path());
-    let holder = processes
-        .filter(|path| {
-            path.file_name()
-                .is_some_and(|n| n.as_encoded_bytes()[0].is_ascii_digit())
+    let holds = |pid: &u32| {
+        let fds = std::fs::read_dir(format!("/proc/{pid}/fd"));
+        let mut fds = fds.into_iter().flatten().flatten();
+        fds.any(|fd| {
+            std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == socket.as_str())
         })
-        .find(|path| holds(path))?;
-    let environment = std::fs::read(holder.join("environ")).ok()?;
+    };
+    let processes = std::fs::read_dir("/proc").ok()?.flatten();
+    let mut pid = processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .find(holds)?;
+    let mut holder = Holder::default();
+    while pid > 1 && holder.pids.len() < GENERATIONS {
+        holder.pids.push(pid);
+        holder.mark = holder.mark.or_else(|| mark_of(pid));
+        let Some(parent) = parent_of(pid) else {
+            break;
+        };
+        pid = parent;
+    }
+    Some(holder)
+}
+
+fn mark_of(pid: u32) -> Option<String> {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
     environment.split(|b| *b == 0).find_map(|variable| {
         let (name, value) = std::str::from_utf8(variable).ok()?.split_once('=')?;
         (name == MARK).then(|| value.to_owned())
     })
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// The inode of the socket with that local and remote port in a table of `/proc/net` (proc(5)).
@@ -185,10 +230,16 @@ mod tests {
             .spawn()
             .unwrap();
         let (_stream, client) = listener.accept().unwrap();
-        let mark = mark_of_peer(client, server);
+        let holder = holder_of(client, server).unwrap();
         drop(child.stdin.take());
         child.wait().unwrap();
-        assert_eq!(mark.as_deref(), Some("run-7"));
+        assert!(holder.is_of("run-7") && !holder.is_of("run-8"));
+        assert_eq!(holder.pids[..2], [child.id(), std::process::id()]);
+        let unmarked = Holder {
+            mark: None,
+            ..holder
+        };
+        assert!(unmarked.is_of(&format!("{}-1", std::process::id())));
     }
 
     #[test]

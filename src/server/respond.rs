@@ -19,7 +19,7 @@ use hyper::header::{
 use hyper::{Method, Response, StatusCode};
 
 use super::connection::Peer;
-use super::leases::{Summary, Whose};
+use super::leases::Summary;
 use crate::cache::follower::Reader;
 use crate::error::{Error, Kind};
 use crate::telemetry::{METRICS, Outcome};
@@ -325,13 +325,7 @@ impl Trace {
             status: parts.status.as_u16(),
         };
         METRICS.requests.get_or_create(&outcome).inc();
-        let entrance = &self.peer.entrance;
-        let leases = entrance.server.leases();
-        let whose = answer
-            .archive
-            .and_then(|_| leases.whose(self.peer.addr, entrance.local));
         let traced = Traced {
-            whose,
             length: length(&parts.headers),
             done: body.is_end_stream(),
             body,
@@ -369,7 +363,6 @@ struct Traced {
     trace: Trace,
     outcome: Outcome,
     archive: Option<ArchiveBytes>,
-    whose: Option<Whose>,
     length: Option<u64>,
     sent: u64,
     done: bool,
@@ -416,7 +409,7 @@ impl Drop for Traced {
                 answer.from_upstream = self.sent;
             }
             answer.verified = usize::from(archive.verified && self.done);
-            if let Some(whose) = self.whose.take() {
+            if let Some(whose) = self.trace.peer.whose.clone() {
                 let leases = self.trace.peer.entrance.server.leases();
                 leases.count(whose, answer);
             }

@@ -5,9 +5,10 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::hash_file;
-use super::index::{buckets, content_path, contents};
+use super::index::{Bucket, buckets, content_path, contents};
 use crate::digest::Digest;
 
 /// Something wrong in the store.
@@ -26,67 +27,96 @@ impl fmt::Display for Bad {
 }
 
 /// Hashes every blob of `data_dir` and checks every line of the index (blocking).
+///
+/// A server may commit and evict meanwhile: what looks bad is judged once more before it is told.
 pub fn check_all(data_dir: &Path) -> io::Result<Vec<Bad>> {
     let cache = data_dir.join("cache");
     if !cache.exists() {
         return Ok(Vec::new());
     }
     fs::read_dir(&cache)?;
-    let mut bad = Vec::new();
     let mut sizes = HashMap::new();
+    let mut suspects = Vec::new();
     for (path, digest) in contents(&cache) {
         match check_content(&path, digest) {
             Ok(size) => {
                 sizes.insert(digest, size);
             }
-            Err(what) => bad.push(Bad {
+            Err(_) => suspects.push((path, digest)),
+        }
+    }
+    let known = |digest: &Digest| sizes.get(&Some(*digest)).copied();
+    let torn: Vec<PathBuf> = buckets(&cache)
+        .filter_map(|bucket| match bucket {
+            Ok(bucket) => (!check_bucket(&bucket, &cache, known).is_empty()).then_some(bucket.path),
+            Err((path, _)) => Some(path),
+        })
+        .collect();
+    if suspects.is_empty() && torn.is_empty() {
+        return Ok(Vec::new());
+    }
+    std::thread::sleep(SETTLE);
+    let mut bad = Vec::new();
+    for (path, digest) in suspects {
+        match check_content(&path, digest) {
+            Err(what) if path.exists() => bad.push(Bad {
                 path,
                 what,
                 blob: digest,
             }),
+            // Evicted meanwhile, or right after all.
+            _ => {}
         }
     }
-    for bucket in buckets(&cache) {
-        let bucket = match bucket {
-            Ok(bucket) => bucket,
-            Err((path, e)) => {
-                bad.push(Bad {
-                    path,
-                    what: format!("index file cannot be read: {e}"),
-                    blob: None,
-                });
-                continue;
-            }
-        };
-        let mut say = |what| {
-            bad.push(Bad {
-                path: bucket.path.clone(),
-                what,
+    let anew = |digest: &Digest| check_content(&content_path(&cache, digest), Some(*digest)).ok();
+    for path in torn {
+        match Bucket::read(&path) {
+            Ok(bucket) => bad.extend(check_bucket(&bucket, &cache, anew)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => bad.push(Bad {
+                what: format!("index file cannot be read: {e}"),
+                path,
                 blob: None,
-            });
-        };
-        if bucket.torn > 0 {
-            say(format!("{} torn index lines", bucket.torn));
-        }
-        for entry in &bucket.entries {
-            match sizes.get(&Some(entry.digest)) {
-                Some(size) if *size == entry.size => {}
-                Some(size) => say(format!(
-                    "index entry for {} says {} bytes, the blob has {size}",
-                    entry.key, entry.size
-                )),
-                None if content_path(&cache, &entry.digest).exists() => say(format!(
-                    "index entry for {} names a bad blob {}",
-                    entry.key, entry.digest
-                )),
-                None => say(format!(
-                    "index entry for {} names a blob that is gone: {}",
-                    entry.key, entry.digest
-                )),
-            }
+            }),
         }
     }
     Ok(bad)
+}
+
+/// For a commit or an eviction that was under way.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// What is wrong with an index file, where `size` tells the size of each good blob.
+fn check_bucket(bucket: &Bucket, cache: &Path, size: impl Fn(&Digest) -> Option<u64>) -> Vec<Bad> {
+    let mut bad = Vec::new();
+    let mut say = |what| {
+        bad.push(Bad {
+            path: bucket.path.clone(),
+            what,
+            blob: None,
+        });
+    };
+    if bucket.torn > 0 {
+        say(format!("{} torn index lines", bucket.torn));
+    }
+    for entry in &bucket.entries {
+        match size(&entry.digest) {
+            Some(size) if size == entry.size => {}
+            Some(size) => say(format!(
+                "index entry for {} says {} bytes, the blob has {size}",
+                entry.key, entry.size
+            )),
+            None if content_path(cache, &entry.digest).exists() => say(format!(
+                "index entry for {} names a bad blob {}",
+                entry.key, entry.digest
+            )),
+            None => say(format!(
+                "index entry for {} names a blob that is gone: {}",
+                entry.key, entry.digest
+            )),
+        }
+    }
+    bad
 }
 
 fn check_content(path: &Path, digest: Option<Digest>) -> Result<u64, String> {

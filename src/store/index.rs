@@ -90,7 +90,8 @@ pub fn content_path(cache: &Path, digest: &Digest) -> PathBuf {
 }
 
 impl Bucket {
-    fn read(path: &Path) -> io::Result<Self> {
+    /// Reads one file of the index.
+    pub fn read(path: &Path) -> io::Result<Self> {
         let bytes = fs::read(path)?;
         let mut this = Self {
             path: path.to_owned(),

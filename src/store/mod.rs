@@ -208,7 +208,9 @@ impl Store {
         for folder in folder.ancestors().take(3) {
             File::open(folder)?.sync_all()?;
         }
+        // Without its entry a blob's headers would be lost at the next start.
         self.name(key, digest, record)
+            .inspect_err(|_| self.discard(digest))
     }
 
     /// Lets a further key name a held blob.
@@ -283,6 +285,20 @@ impl Store {
         }
         inner.reserved = wanted;
         Ok(())
+    }
+
+    /// Evicts about `bytes`, least recently used first. Returns whether anything went.
+    fn make_room(&self, bytes: u64) -> bool {
+        let mut inner = self.lock();
+        let mut freed = 0;
+        while freed < bytes
+            && let Some((_, digest)) = inner.order.first_key_value()
+        {
+            let digest = *digest;
+            freed += self.remove(&mut inner, digest);
+            METRICS.evictions.inc();
+        }
+        freed > 0
     }
 
     fn release(&self, bytes: u64) {

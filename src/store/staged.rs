@@ -44,7 +44,12 @@ impl Store {
     pub fn stage(self: &Arc<Self>, len: Option<u64>) -> Result<Staged, Full> {
         let reserved = len.unwrap_or(STEP);
         self.reserve(reserved)?;
-        match self.create_staged(len) {
+        let mut created = self.create_staged(len);
+        if matches!(created, Err(Full::NoRoom)) && self.make_room(reserved) {
+            // Not the budget but the disk is what bounds the store.
+            created = self.create_staged(len);
+        }
+        match created {
             Ok((file, path)) => Ok(Staged {
                 store: self.clone(),
                 file: Arc::new(file),
@@ -63,13 +68,22 @@ impl Store {
 
     fn create_staged(&self, len: Option<u64>) -> Result<(File, PathBuf), Full> {
         let path = self.next_temporary();
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o644)
-            .open(&path)
-            .map_err(Full::from)?;
+        let create = || {
+            File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o644)
+                .open(&path)
+        };
+        let file = match create() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                // Somebody tidied the folder away.
+                path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+                create()?
+            }
+            file => file?,
+        };
         if let Some(len) = len.filter(|len| *len > 0)
             && let Err(full) = allocate(&file, len)
         {

@@ -101,9 +101,11 @@ impl Dialer {
             if let (Some(ip), Some(reach)) = (asked.host.ip(), guard) {
                 judge(ip, reach).map_err(|what| prohibited(asked, ip, what))?;
             }
-            let stream = self
-                .connect(&parent.proxy.authority, &parent.proxy.authority, None)
-                .await?;
+            let proxy = &parent.proxy.authority;
+            let stream = self.connect(proxy, proxy, None).await.map_err(|e| {
+                let words = format!("{asked} is reached through the parent proxy {proxy} (--upstream-proxy, or HTTPS_PROXY as inherited), but {e}");
+                Error::new(e.kind(), words)
+            })?;
             return connect_through(stream, asked, &parent.proxy).await;
         }
         self.connect(asked, asked, guard).await

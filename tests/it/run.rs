@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
+use crate::common::larder::binary;
 use crate::common::*;
 
 /// Printed by `env -0`, so that values may hold anything.
@@ -311,6 +312,162 @@ async fn env_speaks_each_shell() {
             assert!(said.contains(name), "{shell}: no {name}: {said}");
         }
     }
+}
+
+/// A wish that the serving larder does not fulfil must not be dropped in silence.
+#[tokio::test]
+async fn a_run_with_other_options_than_the_serving_larder_is_refused() {
+    let upstream = Upstream::start();
+    let larder = Setup::new(&upstream).start().await;
+    for options in [
+        &["--offline"][..],
+        &["--intercept", "other.example"],
+        &["--max-size", "1KB"],
+    ] {
+        let mut command = larder.setup.command_with_options(&["run"]);
+        let output = command.args(options).args(["--", "true"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{said}");
+        assert!(said.contains(options[0]), "{said}");
+    }
+    // The same options as the server's are fine.
+    assert!(run(&larder.setup, &["true"]).status.success());
+}
+
+#[tokio::test]
+async fn wrong_usage_of_run_is_larders_failure() {
+    let setup = Setup::without_upstream();
+    let mut typo = setup.command(&["run", "--ofline", "--", "true"]);
+    let mut variable = run_command(&setup, &["true"]);
+    variable.env("LARDER_MAX_SIZE", "abc");
+    for command in [&mut typo, &mut variable] {
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+    }
+}
+
+#[tokio::test]
+async fn empty_variables_are_as_good_as_none() {
+    let setup = Setup::without_upstream();
+    let mut command = run_command(&setup, &["true"]);
+    for name in [
+        "LISTEN",
+        "OFFLINE",
+        "MAX_SIZE",
+        "INTERCEPT",
+        "UPSTREAM_PROXY",
+        "LOG_FORMAT",
+    ] {
+        command.env(format!("LARDER_{name}"), "");
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[tokio::test]
+async fn a_password_is_not_told_in_an_error() {
+    let setup = Setup::without_upstream();
+    let mut command = run_command(&setup, &["true"]);
+    command.env(
+        "LARDER_UPSTREAM_PROXY",
+        "https://joe:PWSECRET@p.example:3128",
+    );
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{said}");
+    assert!(
+        said.contains("upstream_proxy") && !said.contains("PWSECRET"),
+        "{said}"
+    );
+}
+
+/// Those who wait for a pipe or a lock must not wait for the proxy; the command gets what it is given.
+#[tokio::test]
+async fn descriptors_go_to_the_command_and_not_to_the_proxy() {
+    let setup = Setup::without_upstream();
+    let given = setup.path("given");
+    std::fs::write(&given, "for the command").unwrap();
+    let mut keeps_proxy = Running::start(&setup, "echo started; read wait");
+    // Another data dir, whose proxy this run starts itself.
+    let other = Setup::without_upstream();
+    let script = format!(
+        "exec 9<{}; {} run --data-dir {} -- sh -c 'cat <&9; pid=$(sed -E \"s/.*pid.:([0-9]+).*/\\1/\" {}/lock); ls -l /proc/$pid/fd'",
+        given.display(),
+        binary().display(),
+        other.data_dir().display(),
+        other.data_dir().display(),
+    );
+    let mut shell = Command::new("sh");
+    other.cleanse(&mut shell);
+    let output = shell.args(["-c", &script]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.starts_with("for the command"), "{output:?}");
+    assert!(said.contains("run.log"), "{said}");
+    assert!(!said.contains("/given"), "{said}");
+    keeps_proxy.finish();
+    keeps_proxy.child.wait().unwrap();
+}
+
+/// Even a command that is over in no time, or that cleared its environment.
+#[tokio::test]
+async fn the_summary_counts_short_commands_too() {
+    if no_curl() {
+        return;
+    }
+    let upstream = Upstream::start();
+    let product = Product::new("terraform", "1.9.0");
+    product.publish(&upstream);
+    let larder = Setup::new(&upstream).start().await;
+    let ca = larder.setup.ca_pem();
+    let proxy = format!("http://{}", larder.addr);
+    let url = product.archive_url();
+    let curl = ["curl", "-sSf", "-o", "/dev/null", &url];
+    let bare = [
+        &[
+            "env",
+            "-i",
+            "curl",
+            "--proxy",
+            &proxy,
+            "--cacert",
+            ca.to_str().unwrap(),
+        ],
+        &curl[1..],
+    ];
+    let bare = bare.concat();
+    for command in [&curl[..], &bare, &curl, &curl, &curl] {
+        let output = run(&larder.setup, command);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("1 archives verified"), "{command:?}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn env_does_not_hand_out_the_proxy_of_a_run() {
+    let setup = Setup::without_upstream();
+    let mut running = Running::start(&setup, "echo $HTTPS_PROXY; read wait");
+    let private = running.line();
+    let settings = env(&setup, "sh");
+    assert!(!settings.contains(&private), "{settings}");
+    assert!(settings.contains("127.0.0.1:3128"), "{settings}");
+    running.finish();
+    running.child.wait().unwrap();
+}
+
+/// `larder serve &` in one line, `larder env` in the next.
+#[tokio::test]
+async fn env_waits_for_a_server_that_is_just_starting() {
+    let setup = Setup::without_upstream();
+    let mut command = setup.command(&["env"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let asking = command.spawn().unwrap();
+    let larder = setup.start().await;
+    let output = asking.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        said.contains(&format!("'http://{}'", larder.addr)),
+        "{said}"
+    );
 }
 
 fn run(setup: &Setup, command: &[&str]) -> Output {

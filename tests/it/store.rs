@@ -541,6 +541,46 @@ async fn gc_by_age_evicts_what_was_not_used_for_so_long() {
 }
 
 /// Three providers of 300 KiB, fetched in order.
+/// A commit or an eviction under way is nothing bad.
+#[tokio::test]
+async fn verify_beside_a_busy_server_finds_nothing() {
+    let upstream = Upstream::start();
+    let larder = Setup::new(&upstream)
+        .args(["--max-size", "3MB"])
+        .start()
+        .await;
+    let client = larder.client();
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let work = async {
+        for round in 0.. {
+            if over.load(std::sync::atomic::Ordering::Relaxed) {
+                break;
+            }
+            let product = Product::new("terraform", &format!("1.0.{round}"));
+            product.publish(&upstream);
+            client
+                .get(&product.archive_url())
+                .await
+                .assert_is(&product.archive);
+        }
+    };
+    let setup = larder.setup.clone();
+    let verify = async {
+        for _ in 0..10 {
+            let mut command = setup.command(&["verify"]);
+            let output = tokio::task::spawn_blocking(move || command.output().unwrap());
+            let output = output.await.unwrap();
+            assert!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stdout)
+            );
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    tokio::join!(work, verify);
+}
+
 async fn filled(options: &[&str]) -> (Upstream, Vec<Release>, Larder) {
     let upstream = Upstream::start();
     let larder = Setup::new(&upstream)
