@@ -287,11 +287,22 @@ impl Store {
         Ok(())
     }
 
-    /// Evicts about `bytes`, least recently used first. Returns whether anything went.
+    /// Makes room on the disk for `bytes`, least recently used first. Returns whether there should
+    /// be enough; if evicting all could not do it, nothing is evicted.
     fn make_room(&self, bytes: u64) -> bool {
+        let free = || {
+            let disk = rustix::fs::statvfs(&self.tmp).ok()?;
+            Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+        };
         let mut inner = self.lock();
+        let Some(free) = free() else {
+            return false;
+        };
+        if free.saturating_add(inner.stored) < bytes {
+            return false;
+        }
         let mut freed = 0;
-        while freed < bytes
+        while free.saturating_add(freed) < bytes
             && let Some((_, digest)) = inner.order.first_key_value()
         {
             let digest = *digest;

@@ -401,6 +401,33 @@ async fn a_full_disk_stops_no_client() {
     eventually("the small one is kept", || tight.blobs() == 1).await;
 }
 
+/// Where the disk is smaller than the budget, the least recently used makes room all the same.
+#[tokio::test]
+async fn a_full_disk_evicts_like_a_full_budget() {
+    let Some(tight) = Tight::start().await else {
+        return;
+    };
+    let client = &tight.client;
+    for version in ["1.0.0", "2.0.0", "3.0.0"] {
+        let medium = Release::sized("hashicorp", "medium", version, 1 << 20);
+        medium.publish(&tight.upstream);
+        let (host, path) = medium.archive_path();
+        for _ in 0..2 {
+            client.get(&medium.document_url()).await;
+            let got = client.get(&medium.archive_url()).await;
+            got.assert_is(&medium.archive());
+            eventually("it is kept", || tight.blobs() > 0).await;
+        }
+        assert_eq!(tight.upstream.gets(host, &path), 1, "{version}");
+    }
+    // What could never fit makes nobody go.
+    let held = tight.blobs();
+    client.get(&tight.release.document_url()).await;
+    let big = client.get(&tight.release.archive_url()).await;
+    big.assert_is(&tight.release.archive());
+    assert_eq!(tight.blobs(), held);
+}
+
 #[tokio::test]
 async fn a_disk_that_fills_in_the_middle_stops_no_client() {
     for corrupt in [false, true] {
