@@ -292,6 +292,8 @@ async fn fetch(route: &Route, path: &str) {
 async fn ask(stream: &mut Stream, path: &str) {
     let head = format!("GET {path} HTTP/1.1\r\nHost: {RELEASES}\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
+    // What TLS has buffered is not sent by reading.
+    stream.flush().await.unwrap();
 }
 
 /// Asks, and reads the whole answer without keeping it.

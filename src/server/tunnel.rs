@@ -80,7 +80,12 @@ async fn pump(
             return to.shutdown().await;
         }
         moved.note();
-        timeout(IDLE, to.write_all(&buffer[..n])).await??;
+        let passed_on = async {
+            to.write_all(&buffer[..n]).await?;
+            // A client that reached the proxy over TLS has a buffer in between.
+            to.flush().await
+        };
+        timeout(IDLE, passed_on).await??;
         if let Some(count) = count {
             count.fetch_add(n as u64, Ordering::Relaxed);
         }
