@@ -336,10 +336,11 @@ impl Metadata {
             return (flight.clone(), true);
         }
         let (this, wish, held) = (self.clone(), wish.clone(), held.clone());
-        let landing = Landing(self.clone(), key.to_owned());
+        let (table, table_key) = (self.clone(), key.to_owned());
         let task = tokio::spawn(async move {
-            // However the task ends, the place is free for the next one.
-            let _landing = landing;
+            // However the task ends, the place is free for the next one. Made within the task: a
+            // runtime that is closing drops it here, under the lock.
+            let _landing = Landing(table, table_key);
             this.fetch(&wish, held).await
         });
         let flight = task

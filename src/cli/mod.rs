@@ -95,10 +95,11 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
 /// Says what is wrong with the arguments. For `run`, 2 could be its command's own exit code.
 fn usage(error: &clap::Error) -> ExitCode {
     let _ = error.print();
-    let of_run = std::env::args()
+    let command = Cli::command();
+    let subcommand = std::env::args_os()
         .skip(1)
-        .take_while(|arg| arg != "--")
-        .any(|arg| arg == "run");
+        .find(|arg| command.get_subcommands().any(|sub| arg == sub.get_name()));
+    let of_run = subcommand.is_some_and(|name| name == "run");
     match error.exit_code() {
         0 => ExitCode::SUCCESS,
         _ if of_run => ExitCode::from(run::FAILED),

@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::{Method, StatusCode};
 use rustix::io::FdFlags;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
 
 use crate::config::{CommonArgs, Config, ServeArgs};
 use crate::error::Exit;
@@ -24,6 +25,8 @@ use crate::server::{MARK, Summary};
 
 /// For the proxy to come up, over all attempts.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// For an answer of the proxy to a question of ours.
+const ANSWER: Duration = Duration::from_secs(5);
 const LOG_LIMIT: u64 = 1 << 20;
 /// larder itself failed.
 pub const FAILED: u8 = 125;
@@ -113,7 +116,7 @@ impl Lease {
         while start.elapsed() < PATIENCE {
             let running = instance::find(&config.data_dir);
             match running.map(|running| (running.addr, running)) {
-                Some((Some(addr), running)) => match Self::ask(running, addr, serve).await {
+                Some((Some(addr), running)) => match Self::ask_soon(running, addr, serve).await {
                     Ok(lease) => return Ok(lease),
                     Err(Refusal::Unlike(exit)) => return Err(exit),
                     // It may be ending: then its place is free in a moment.
@@ -140,6 +143,17 @@ impl Lease {
             config.data_dir.display(),
             log_path(&config.data_dir).display()
         )))
+    }
+
+    async fn ask_soon(
+        running: Running,
+        addr: SocketAddr,
+        serve: &ServeArgs,
+    ) -> Result<Self, Refusal> {
+        let stopped = |_| Err(Refusal::Gone("does not answer (is it stopped?)".into()));
+        timeout(ANSWER, Self::ask(running, addr, serve))
+            .await
+            .unwrap_or_else(stopped)
     }
 
     async fn ask(running: Running, addr: SocketAddr, serve: &ServeArgs) -> Result<Self, Refusal> {
@@ -179,7 +193,11 @@ impl Lease {
 
     async fn summary(&self) -> Result<Summary, String> {
         let path = format!("/api/v1/runs/{}", self.id);
-        super::api::ask(&self.running, Method::GET, &path, &serde_json::Value::Null).await
+        let nothing = serde_json::Value::Null;
+        let asking = super::api::ask(&self.running, Method::GET, &path, &nothing);
+        timeout(ANSWER, asking)
+            .await
+            .unwrap_or_else(|_| Err("it does not answer".into()))
     }
 }
 
@@ -235,6 +253,15 @@ fn start_proxy(
         .stderr(log)
         .current_dir("/")
         .process_group(0);
+    for path in &config.upstream_ca {
+        command.arg("--upstream-ca").arg(path);
+    }
+    for name in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
+        let inherited = std::env::var_os(name).filter(|value| !value.is_empty());
+        if let Some(Ok(path)) = inherited.map(std::path::absolute) {
+            command.env(name, path);
+        }
+    }
     if let Some(parent) = &serve.upstream_proxy {
         // It may hold a password, which arguments would show to every user.
         command.env("LARDER_UPSTREAM_PROXY", &parent.0);

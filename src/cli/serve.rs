@@ -23,6 +23,7 @@ use crate::upstream::guard::Reach;
 
 /// A proxy started for runs waits so long for the first of them.
 const FIRST_LEASE: Duration = Duration::from_secs(30);
+const LAST_COMMITS: Duration = Duration::from_secs(10);
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -36,13 +37,22 @@ pub struct Args {
 pub fn main(common: &CommonArgs, args: &Args) -> Result<ExitCode, Exit> {
     let config = Config::settle(common, &args.serve)?;
     start_logs(common, config.log_format);
-    super::runtime()?.block_on(serve(config, args.until_unused))?;
-    Ok(ExitCode::SUCCESS)
+    let runtime = super::runtime()?;
+    let mut instance = None;
+    let outcome = runtime.block_on(serve(config, args.until_unused, &mut instance));
+    // Commits that are under way end before somebody else may have the data dir.
+    runtime.shutdown_timeout(LAST_COMMITS);
+    drop(instance);
+    outcome.map(|()| ExitCode::SUCCESS)
 }
 
-async fn serve(config: Config, until_unused: bool) -> Result<(), Exit> {
+async fn serve(
+    config: Config,
+    until_unused: bool,
+    instance: &mut Option<Instance>,
+) -> Result<(), Exit> {
     let mut stop = Stop::listen()?;
-    let mut instance = Instance::take(&config.data_dir, until_unused)?;
+    let instance = instance.insert(Instance::take(&config.data_dir, until_unused)?);
     let ca = Ca::open_or_create(&config.data_dir, &names(&config))?;
     for name in names(&config).iter().filter(|name| !ca.permits(name)) {
         tracing::warn!(%name, "the CA may not sign for this host; run `larder ca renew` and start larder again");

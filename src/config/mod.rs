@@ -128,7 +128,8 @@ impl CommonArgs {
 }
 
 impl ServeArgs {
-    /// As arguments again, but for the listener and for the parent proxy, which may hold a password.
+    /// As arguments again, but for the listener, for the parent proxy, which may hold a password,
+    /// and for the CAs, whose paths depend on the working directory.
     pub fn to_args(&self) -> Vec<OsString> {
         let mut args: Vec<OsString> = Vec::new();
         if let Some(offline) = self.offline {
@@ -152,9 +153,6 @@ impl ServeArgs {
         }
         for rule in &self.connect_to {
             add("--connect-to", rule.text().into());
-        }
-        for path in &self.upstream_ca {
-            add("--upstream-ca", absolute(path).into());
         }
         for name in &self.hostname {
             add("--hostname", name.to_string().into());
@@ -195,7 +193,7 @@ impl ServeArgs {
             wish("connect-to", rule.text().to_owned());
         }
         for path in &self.upstream_ca {
-            wish("upstream-ca", absolute(path).display().to_string());
+            wish("upstream-ca", real(path).display().to_string());
         }
         for name in &self.hostname {
             wish("hostname", name.to_string());
@@ -262,7 +260,7 @@ impl Config {
             "upstream-ca" => self
                 .upstream_ca
                 .iter()
-                .any(|path| *value == path.display().to_string()),
+                .any(|path| *value == real(path).display().to_string()),
             "hostname" => self.hostnames.iter().any(|name| value == name.as_str()),
             _ => false,
         }
@@ -323,8 +321,14 @@ impl File {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        toml::from_str(text).map_err(|e| {
-            format!("{e}\nmend that line; `larder serve --help` names the keys (in snake case) and their values")
+        toml::from_str(text).map_err(|e: toml::de::Error| {
+            // Without the line itself: it may hold a password.
+            let start = e.span().map_or(0, |span| span.start);
+            let line = text[..start.min(text.len())].matches('\n').count() + 1;
+            let words = text.lines().nth(line - 1).unwrap_or_default();
+            let secret = words.contains("proxy") || words.contains('@');
+            let shown = if secret { "" } else { words.trim() };
+            format!("line {line}: {shown}: {}; mend it; `larder serve --help` names the keys (in snake case) and their values", e.message())
         })
     }
 
@@ -512,6 +516,11 @@ from_value_enum!(LogFormat, Verify, ThirdParty);
 /// A path that holds from any working directory.
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// A path without links and dots, where it can be told.
+fn real(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| absolute(path))
 }
 
 fn default_data_dir() -> Option<PathBuf> {

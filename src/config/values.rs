@@ -194,7 +194,7 @@ fn parse_port(s: &str) -> Result<u16, String> {
 /// curl's `--connect-to`: where to connect instead. A part that is none matches any, or stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectTo {
-    /// As it was written
+    /// As it was written, in lower case
     text: String,
     from_host: Option<HostName>,
     from_port: Option<u16>,
@@ -203,7 +203,7 @@ pub struct ConnectTo {
 }
 
 impl ConnectTo {
-    /// As it was written.
+    /// As it was written, in lower case.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -245,7 +245,7 @@ impl FromStr for ConnectTo {
         let host = |s: &str| (!s.is_empty()).then(|| s.parse()).transpose();
         let port = |s: &str| (!s.is_empty()).then(|| parse_port(s)).transpose();
         Ok(Self {
-            text: s.to_owned(),
+            text: s.to_ascii_lowercase(),
             from_host: host(from_host)?,
             from_port: port(from_port)?,
             to_host: host(to_host)?,

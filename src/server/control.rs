@@ -91,7 +91,9 @@ async fn lease(server: &Arc<Server>, id: &str, body: Incoming) -> Result<Answer,
         *response.status_mut() = StatusCode::CONFLICT;
         return Ok(Answer::new(response, "own"));
     }
-    server.leases.open(id);
+    if !server.leases.open(id) {
+        return Err(Error::new(Kind::Busy, "this process is ending; ask again"));
+    }
     let hold = Hold {
         draining: server.draining.subscribe(),
         server: server.clone(),

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ const GENERATIONS: usize = 64;
 #[derive(Default)]
 pub struct Leases {
     open: Mutex<HashMap<String, Arc<Tally>>>,
+    /// Set, under the lock of `open`, when this process is ending
+    over: AtomicBool,
     /// None before the first
     count: watch::Sender<Option<usize>>,
     /// Answers whose run is being looked for
@@ -64,10 +66,21 @@ struct Holder {
 }
 
 impl Leases {
-    pub fn open(&self, id: &str) {
+    /// Takes a run in; not if this process is ending.
+    pub fn open(&self, id: &str) -> bool {
         let mut open = self.lock();
+        if self.over.load(Ordering::SeqCst) {
+            return false;
+        }
         open.insert(id.to_owned(), Arc::default());
         self.count.send_replace(Some(open.len()));
+        true
+    }
+
+    /// From now on no run is taken in.
+    pub fn end(&self) {
+        let _open = self.lock();
+        self.over.store(true, Ordering::SeqCst);
     }
 
     pub fn close(&self, id: &str) {
@@ -91,20 +104,28 @@ impl Leases {
         })
     }
 
-    /// Waits until there was a run and none is left; or until nobody came within `patience`.
+    /// Waits until there was a run and none is left; or until nobody came within `patience`. After
+    /// that no run is taken in.
     pub async fn all_over(&self, patience: Duration) {
         let mut count = self.count.subscribe();
         let first = count.wait_for(Option::is_some);
-        if tokio::time::timeout(patience, first).await.is_err() {
-            return;
+        let _ = tokio::time::timeout(patience, first).await;
+        loop {
+            // The sender lives as long as the server. None: nobody came.
+            let _ = count.wait_for(|count| count.unwrap_or(0) == 0).await;
+            // One may have come since.
+            let open = self.lock();
+            if open.is_empty() {
+                self.over.store(true, Ordering::SeqCst);
+                return;
+            }
         }
-        // The sender lives as long as the server.
-        let _ = count.wait_for(|count| *count == Some(0)).await;
     }
 
     /// Starts to look for the run behind a connection; none where there are no runs.
     pub fn whose(&self, client: SocketAddr, server: SocketAddr) -> Option<Whose> {
-        if self.lock().is_empty() {
+        // Others than this machine's processes cannot be looked at, and are no runs.
+        if !client.ip().to_canonical().is_loopback() || self.lock().is_empty() {
             return None;
         }
         let search = tokio::task::spawn_blocking(move || holder_of(client, server));

@@ -74,6 +74,7 @@ impl Server {
         }
         stop.await;
         tracing::info!("draining");
+        self.leases.end();
         self.draining.send_replace(true);
         self.alive.lock().unwrap_or_else(|e| e.into_inner()).take();
         let drained = tokio::time::timeout(self.config.drain_timeout, all_gone.recv()).await;

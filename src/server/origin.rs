@@ -354,7 +354,7 @@ impl Asking {
         answer.cache_status("fwd=bypass; detail=not-stored");
         answer.archive = Some(ArchiveBytes {
             from_cache: false,
-            verified: true,
+            verified: answer.response.status() == StatusCode::OK,
         });
         Ok(answer)
     }

@@ -205,37 +205,54 @@ impl Store {
             blob.checked = Some(stamp);
         }
         drop(inner);
-        for folder in folder.ancestors().take(3) {
-            File::open(folder)?.sync_all()?;
+        let named = self
+            .sync_folders(folder)
+            .and_then(|()| self.name(key, digest, record));
+        if named.is_err() {
+            // Without an entry its headers would be lost at the next start.
+            let mut inner = self.lock();
+            if inner
+                .blobs
+                .get(&digest)
+                .is_some_and(|blob| blob.keys.is_empty())
+            {
+                inner.forget(digest);
+                let _ = fs::remove_file(&path);
+            }
         }
-        // Without its entry a blob's headers would be lost at the next start.
-        self.name(key, digest, record)
-            .inspect_err(|_| self.discard(digest))
+        named
+    }
+
+    /// Makes a new name last: its folder, and those that may be new themselves.
+    fn sync_folders(&self, folder: &Path) -> io::Result<()> {
+        let mut folders = folder.ancestors().take(3);
+        folders.try_for_each(|folder| File::open(folder)?.sync_all())
     }
 
     /// Lets a further key name a held blob.
     pub fn name(&self, key: &str, digest: Digest, record: &Record) -> io::Result<()> {
         let mut inner = self.lock();
-        let Some(blob) = inner.blobs.get_mut(&digest) else {
+        let Some(size) = inner.blobs.get(&digest).map(|blob| blob.size) else {
             return Ok(());
         };
-        if !blob.keys.iter().any(|k| k == key) {
-            blob.keys.push(key.to_owned());
-        }
-        let size = blob.size;
-        if let Some(old) = inner.keys.insert(key.to_owned(), digest)
-            && old != digest
-            && let Some(blob) = inner.blobs.get_mut(&old)
-        {
-            blob.keys.retain(|k| k != key);
-        }
         let opts = cacache::WriteOpts::new()
             .integrity(digest.to_integrity())
             .size(size as usize)
             .metadata(serde_json::to_value(record)?);
         cacache::index::insert(&self.cache, key, opts)
-            .map(|_| ())
-            .map_err(|e| io::Error::other(e.to_string()))
+            .map_err(|e| io::Error::other(e.to_string()))?;
+        let old = inner.keys.insert(key.to_owned(), digest);
+        if let Some(old) = old.filter(|old| *old != digest)
+            && let Some(blob) = inner.blobs.get_mut(&old)
+        {
+            blob.keys.retain(|k| k != key);
+        }
+        if let Some(blob) = inner.blobs.get_mut(&digest)
+            && !blob.keys.iter().any(|k| k == key)
+        {
+            blob.keys.push(key.to_owned());
+        }
+        Ok(())
     }
 
     /// Evicts what was not used for `unused_for`, then least recently used first until no more
@@ -309,7 +326,8 @@ impl Store {
             freed += self.remove(&mut inner, digest);
             METRICS.evictions.inc();
         }
-        freed > 0
+        // Another fill may have made the room.
+        free.saturating_add(freed) >= bytes
     }
 
     fn release(&self, bytes: u64) {
