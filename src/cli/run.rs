@@ -18,7 +18,7 @@ use rustix::io::FdFlags;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
-use crate::config::{CommonArgs, Config, ServeArgs};
+use crate::config::{CommonArgs, Config, ServeArgs, Wish};
 use crate::error::Exit;
 use crate::instance::{self, Running};
 use crate::server::{MARK, Summary};
@@ -113,10 +113,19 @@ impl Lease {
         let start = Instant::now();
         let mut started: Option<(Child, PathBuf, u64)> = None;
         let mut last = String::from("did not come up");
+        let mut wishes = serve.wishes();
         while start.elapsed() < PATIENCE {
             let running = instance::find(&config.data_dir);
+            let of_a_run = running.as_ref().is_some_and(|running| running.until_unused);
+            if of_a_run && wishes.iter().all(|wish| wish.option != "offline") {
+                // What another run wanted is not what this one takes for granted.
+                wishes.push(Wish {
+                    option: "offline".into(),
+                    value: config.offline.to_string(),
+                });
+            }
             match running.map(|running| (running.addr, running)) {
-                Some((Some(addr), running)) => match Self::ask_soon(running, addr, serve).await {
+                Some((Some(addr), running)) => match Self::ask_soon(running, addr, &wishes).await {
                     Ok(lease) => return Ok(lease),
                     Err(Refusal::Unlike(exit)) => return Err(exit),
                     // It may be ending: then its place is free in a moment.
@@ -148,19 +157,19 @@ impl Lease {
     async fn ask_soon(
         running: Running,
         addr: SocketAddr,
-        serve: &ServeArgs,
+        wishes: &[Wish],
     ) -> Result<Self, Refusal> {
         let stopped = |_| Err(Refusal::Gone("does not answer (is it stopped?)".into()));
-        timeout(ANSWER, Self::ask(running, addr, serve))
+        timeout(ANSWER, Self::ask(running, addr, wishes))
             .await
             .unwrap_or_else(stopped)
     }
 
-    async fn ask(running: Running, addr: SocketAddr, serve: &ServeArgs) -> Result<Self, Refusal> {
+    async fn ask(running: Running, addr: SocketAddr, wishes: &[Wish]) -> Result<Self, Refusal> {
         let gone = |e: String| Refusal::Gone(e);
         let id = format!("{}-{}", std::process::id(), unix_nanos());
         let path = format!("/api/v1/runs/{id}");
-        let wishes = serde_json::json!(serve.wishes()).to_string();
+        let wishes = serde_json::json!(wishes).to_string();
         let response = super::api::send(&running, Method::POST, &path, wishes).await;
         let response = response.map_err(gone)?;
         let status = response.status();

@@ -87,7 +87,7 @@ async fn lease(server: &Arc<Server>, id: &str, body: Incoming) -> Result<Answer,
     let wishes: Vec<Wish> = read(body).await?;
     let unlike = wishes.iter().find(|wish| !server.config.fulfils(wish));
     if let Some(Wish { option, value }) = unlike {
-        let mut response = Response::new(full(format!("--{option} {value}")));
+        let mut response = Response::new(full(format!("--{option}={value}")));
         *response.status_mut() = StatusCode::CONFLICT;
         return Ok(Answer::new(response, "own"));
     }

@@ -334,6 +334,20 @@ async fn a_run_with_other_options_than_the_serving_larder_is_refused() {
     assert!(run(&larder.setup, &["true"]).status.success());
 }
 
+/// Nor must one run's `--offline` befall another.
+#[tokio::test]
+async fn a_run_does_not_join_an_offline_one_unasked() {
+    let setup = Setup::without_upstream();
+    let mut offline = Running::start(&setup.clone().arg("--offline"), "echo started; read wait");
+    offline.line();
+    let output = run(&setup, &["true"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{said}");
+    assert!(said.contains("--offline"), "{said}");
+    offline.finish();
+    offline.child.wait().unwrap();
+}
+
 #[tokio::test]
 async fn wrong_usage_of_run_is_larders_failure() {
     let setup = Setup::without_upstream();
