@@ -111,11 +111,7 @@ impl Cache {
         headers: HeaderMap,
     ) -> Result<Archive, Error> {
         let key = url_key(url);
-        let expected = self.settled(url).await?;
-        let digest = match &expected {
-            Expected::Known(digest, _) => Some(*digest),
-            _ => None,
-        };
+        let digest = self.settled(url).await?;
         if let Some(held) = self.held(digest, &key).await {
             return Ok(Archive::Held(held));
         }
@@ -159,11 +155,7 @@ impl Cache {
     ) -> Result<HeadOnly, Error> {
         let deadline = Instant::now() + HEAD_DEADLINE;
         let key = url_key(url);
-        let expected = self.settled(url).await?;
-        let digest = match &expected {
-            Expected::Known(digest, _) => Some(*digest),
-            _ => None,
-        };
+        let digest = self.settled(url).await?;
         if let Some(held) = digest.and_then(|digest| self.store.open_blob(digest)) {
             return Ok(HeadOnly::Held(held));
         }
@@ -248,15 +240,17 @@ impl Cache {
         right.is_ok_and(|right| right).then_some(held)
     }
 
-    /// What is expected, once a contradiction has had its chance to be mended upstream.
-    async fn settled(&self, url: &Url) -> Result<Expected, Error> {
-        let expected = self.sources.expected(url).await;
-        if !matches!(expected, Expected::Contradiction(..)) {
-            return Ok(expected);
+    /// The digest that is expected, if it is known, once a contradiction has had its chance to be
+    /// mended upstream.
+    async fn settled(&self, url: &Url) -> Result<Option<Digest>, Error> {
+        match self.sources.expected(url).await {
+            Expected::Known(digest, _) => return Ok(Some(digest)),
+            Expected::Unknown => return Ok(None),
+            Expected::Contradiction(..) => {}
         }
         match self.sources.learn(url, &HeaderMap::new()).await {
-            Verdict::Known(digest, words) => Ok(Expected::Known(digest, words)),
-            Verdict::NoneToBeHad => Ok(Expected::Unknown),
+            Verdict::Known(digest, _) => Ok(Some(digest)),
+            Verdict::NoneToBeHad => Ok(None),
             Verdict::Failed(e) => Err(e),
             Verdict::Contradiction(words, why) => {
                 Err(verdict::contradiction(&self.sources, url, &words, &why))

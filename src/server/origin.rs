@@ -12,11 +12,12 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use url::Url;
 
+use super::conditional::not_modified;
 use super::connection::Peer;
 use super::proxy::is_private;
 use super::relay::{self, forwarded_without_ranges};
 use super::respond::{
-    Answer, ArchiveBytes, Body, Trace, archive, full, not_modified, nothing, reading, sf_string,
+    Answer, ArchiveBytes, Body, Trace, archive, full, nothing, reading, sf_string,
 };
 use crate::cache::catalogue::own_path;
 use crate::cache::document::Document;

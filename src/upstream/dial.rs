@@ -59,11 +59,6 @@ impl Dialer {
             })
     }
 
-    /// Whether the user named this very target: then policy does not judge its address.
-    pub fn is_configured(&self, asked: &Authority) -> bool {
-        self.configured.contains(asked) || self.overridden(asked).is_some()
-    }
-
     /// Ports that may be reached on targets nobody named.
     fn judge_port(&self, asked: &Authority) -> Result<(), Error> {
         let allowed = match self.reach {
