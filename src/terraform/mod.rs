@@ -2,4 +2,5 @@
 
 pub mod registry;
 pub mod route;
+pub mod signature;
 pub mod sums;

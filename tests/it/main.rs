@@ -13,6 +13,7 @@ mod offline;
 mod proxy;
 mod range;
 mod run;
+mod signature;
 mod store;
 mod terraform;
 mod trouble;
