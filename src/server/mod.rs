@@ -1,6 +1,6 @@
 //! Connections: what speaks on them, who they are for, how long they may take, and draining.
 
-mod conditional;
+pub mod conditional;
 mod connection;
 mod control;
 mod io;

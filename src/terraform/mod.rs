@@ -1,5 +1,7 @@
 //! What the documents of the Terraform and OpenTofu ecosystem mean: pure functions on bytes.
 
+pub mod address;
+pub mod lock;
 pub mod registry;
 pub mod route;
 pub mod signature;
