@@ -15,6 +15,10 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The first `n` characters (64 at most) of the hexadecimal form.
     pub fn short(&self, n: usize) -> String {
         let mut hex = self.to_string();

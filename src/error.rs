@@ -43,6 +43,8 @@ pub enum Kind {
     Nonsense,
     /// Sources contradict each other about a digest, or bytes contradict the sources.
     Contradiction,
+    /// A rule wants a valid signature, and there is none.
+    Unsigned,
     /// The fetch would have come back to larder.
     Loop,
     /// A fault of larder or of its disk.
@@ -87,6 +89,7 @@ impl Kind {
             | Self::Incomplete
             | Self::Nonsense
             | Self::Contradiction
+            | Self::Unsigned
             | Self::Loop => StatusCode::BAD_GATEWAY,
         }
     }
@@ -104,7 +107,7 @@ impl Kind {
             Self::Timeout => "connection_timeout",
             Self::Tls => "tls_protocol_error",
             Self::Incomplete => "http_response_incomplete",
-            Self::Nonsense | Self::Contradiction => "http_protocol_error",
+            Self::Nonsense | Self::Contradiction | Self::Unsigned => "http_protocol_error",
             Self::Loop => "proxy_loop_detected",
             Self::Internal => "proxy_internal_error",
         }

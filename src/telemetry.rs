@@ -51,6 +51,10 @@ pub struct Metrics {
     pub archives_verified: Counter,
     pub digest_mismatch: Family<Source, Counter>,
     pub unverified_archives: Counter,
+    pub bad_signatures: Counter,
+    pub unsigned_refused: Counter,
+    pub republished: Counter,
+    pub policy_refusals: Counter,
     pub evictions: Counter,
     pub rotten_blobs: Counter,
     pub resumes: Counter,
@@ -88,6 +92,10 @@ impl Metrics {
             archives_verified: Counter::default(),
             digest_mismatch: Family::default(),
             unverified_archives: Counter::default(),
+            bad_signatures: Counter::default(),
+            unsigned_refused: Counter::default(),
+            republished: Counter::default(),
+            policy_refusals: Counter::default(),
             evictions: Counter::default(),
             rotten_blobs: Counter::default(),
             resumes: Counter::default(),
@@ -132,6 +140,26 @@ impl Metrics {
             "unverified_archives",
             "Archives passed through for want of any digest",
             this.unverified_archives.clone(),
+        );
+        r.register(
+            "bad_signatures",
+            "Archives whose SHA256SUMS bear a signature that does not hold",
+            this.bad_signatures.clone(),
+        );
+        r.register(
+            "unsigned_refused",
+            "Archives refused for want of a valid signature",
+            this.unsigned_refused.clone(),
+        );
+        r.register(
+            "republished",
+            "Archives that came with another digest than before",
+            this.republished.clone(),
+        );
+        r.register(
+            "policy_refusals",
+            "Requests refused by allow, deny or min_age",
+            this.policy_refusals.clone(),
         );
         r.register("evictions", "Blobs evicted", this.evictions.clone());
         r.register(

@@ -2,19 +2,23 @@
 //! named. In memory; rebuilt from the kept documents at the start.
 
 use std::collections::HashMap;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, RwLock, Weak};
 
 use url::Url;
 
 use super::url_key;
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::terraform::registry::Download;
 use crate::terraform::route::{Kind, OWN_PREFIX, file_name};
+use crate::terraform::signature::NamedKey;
 
 /// Documents known; more than are kept on disk, since some are known without being kept.
 const DOCUMENT_LIMIT: usize = 40_000;
 /// Names kept of documents that have since been replaced.
 const NAMED_LIMIT: usize = 200_000;
+
+/// Sets of keys looked up before those that nobody uses any more are dropped.
+const KEY_SETS: usize = 4096;
 
 /// The catalogue of one process.
 #[derive(Default)]
@@ -30,6 +34,8 @@ struct Inner {
     archives: HashMap<String, Vec<Claim>>,
     /// By registry host and token
     named: HashMap<(String, String), Named>,
+    /// Publishers name the same keys in each of their documents: each set is held once
+    keys: HashMap<Digest, Weak<[NamedKey]>>,
 }
 
 /// A document's word on an archive.
@@ -52,7 +58,9 @@ impl Catalogue {
     pub fn learn(&self, document: &str, registry: &str, download: &Arc<Download>) {
         let mut inner = self.write();
         inner.drop_claims(document);
-        inner.add(document, registry, download);
+        let mut download = Download::clone(download);
+        download.keys = inner.interned(&download.keys);
+        inner.add(document, registry, &Arc::new(download));
         if inner.documents.len() > DOCUMENT_LIMIT
             && let Some(any) = inner.documents.keys().find(|key| *key != document).cloned()
         {
@@ -117,6 +125,26 @@ impl Catalogue {
 }
 
 impl Inner {
+    fn interned(&mut self, keys: &Arc<[NamedKey]>) -> Arc<[NamedKey]> {
+        let mut hasher = Hasher::default();
+        for text in keys
+            .iter()
+            .flat_map(|k| [&k.ascii_armor, &k.trust_signature])
+        {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        }
+        let digest = hasher.finish();
+        if let Some(held) = self.keys.get(&digest).and_then(Weak::upgrade) {
+            return held;
+        }
+        if self.keys.len() > KEY_SETS {
+            self.keys.retain(|_, held| held.strong_count() > 0);
+        }
+        self.keys.insert(digest, Arc::downgrade(keys));
+        keys.clone()
+    }
+
     fn add(&mut self, document: &str, registry: &str, download: &Arc<Download>) {
         for (url, kind) in urls_of(download) {
             let named = Named {
@@ -192,6 +220,7 @@ mod tests {
             signature: None,
             filename: "a.zip".into(),
             shasum: Digest::of(shasum.as_bytes()).to_string(),
+            keys: Arc::default(),
         })
     }
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use crate::digest::Digest;
-use crate::terraform::registry::Download;
+use crate::terraform::registry::{Download, signing_keys};
 use crate::terraform::route::Kind;
 
 /// A version list older than this hides releases.
@@ -63,6 +63,22 @@ struct Line {
 }
 
 impl Document {
+    /// An answer for one client alone, of which nothing is kept.
+    pub fn passing(url: &Url, kind: Kind, body: Bytes) -> Self {
+        Self {
+            key: String::new(),
+            kind,
+            base: url.clone(),
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body,
+            validated: SystemTime::now(),
+            lifetime: Duration::ZERO,
+            accept: None,
+            download: None,
+        }
+    }
+
     /// How long it is fresh yet; none if it is stale.
     pub fn fresh_for(&self, now: SystemTime) -> Option<Duration> {
         // A clock that was set back makes it stale rather than eternal.
@@ -122,11 +138,14 @@ impl Document {
             base: line.base,
             status: StatusCode::from_u16(line.status).ok()?,
             headers: headers_from_text(&line.headers),
-            body,
             validated: SystemTime::UNIX_EPOCH + Duration::from_millis(line.validated),
             lifetime: Duration::from_millis(line.lifetime),
             accept: line.accept,
-            download: line.download.map(Arc::new),
+            download: line.download.map(|mut download| {
+                download.keys = signing_keys(&body);
+                Arc::new(download)
+            }),
+            body,
         })
     }
 }

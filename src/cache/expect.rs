@@ -10,10 +10,13 @@ use moka::sync::Cache;
 use url::Url;
 
 use super::metadata::{Answer, Metadata, Wish};
+use super::trust::Judge;
 use super::url_key;
+use crate::config::Republished;
 use crate::digest::Digest;
 use crate::error::{Error, Kind as ErrorKind};
 use crate::store::Store;
+use crate::terraform::address::Subject;
 use crate::terraform::route::{Kind, file_name, sums_beside};
 use crate::terraform::sums::Sums;
 use crate::upstream::shown_url;
@@ -87,13 +90,15 @@ pub enum Verdict {
 pub struct Sources {
     pub metadata: Arc<Metadata>,
     pub store: Arc<Store>,
+    pub judge: Arc<Judge>,
     /// Archives of which clients may hold bytes that never were verified
     tainted: Cache<String, ()>,
 }
 
 impl Sources {
-    pub fn new(metadata: Arc<Metadata>, store: Arc<Store>) -> Self {
+    pub fn new(metadata: Arc<Metadata>, store: Arc<Store>, judge: Arc<Judge>) -> Self {
         Self {
+            judge,
             metadata,
             store,
             tainted: Cache::builder()
@@ -142,14 +147,61 @@ impl Sources {
                 key: url_key(url),
             });
         }
-        if let Some(digest) = self.store.find(&key) {
-            words.push(Word {
-                digest: Some(digest),
-                origin: Origin::Earlier,
-                key,
-            });
+        let mut earlier = vec![key];
+        earlier.extend(self.names_in_ledger(archive));
+        let heard = words.len();
+        for key in earlier {
+            let digest = self.store.ledger.find(&key);
+            if let Some(digest) = digest.or_else(|| self.store.find(&key)) {
+                words.push(Word {
+                    digest: Some(digest),
+                    origin: Origin::Earlier,
+                    key,
+                });
+            }
         }
-        agree(words)
+        let agreed = agree(words.clone());
+        match (&agreed, self.judge.republished) {
+            (Expected::Contradiction(..), Republished::Warn) if heard > 0 => {
+                words.truncate(heard);
+                agree(words)
+            }
+            _ => agreed,
+        }
+    }
+
+    /// The names besides its URL under which the archive's digest is remembered: the versions of
+    /// providers that it is of.
+    pub fn names_in_ledger(&self, archive: &Url) -> Vec<String> {
+        let claims = self.metadata.catalogue().claims(&url_key(archive));
+        let mut names: Vec<String> = claims
+            .iter()
+            .filter_map(|claim| Subject::of_document(&Url::parse(&claim.document).ok()?)?.key())
+            .collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// Remembers that `archive` was found to have `digest` (blocking). Returns what else it was
+    /// remembered to have.
+    pub fn remember(&self, archive: &Url, digest: Digest) -> Vec<Word> {
+        let mut names = vec![url_key(archive)];
+        names.extend(self.names_in_ledger(archive));
+        let ledger = &self.store.ledger;
+        let mut others = Vec::new();
+        for key in names {
+            let before = ledger.find(&key).or_else(|| self.store.find(&key));
+            if before.is_some_and(|before| before != digest) {
+                others.push(Word {
+                    digest: before,
+                    origin: Origin::Earlier,
+                    key: key.clone(),
+                });
+            }
+            ledger.note(&key, digest);
+        }
+        others
     }
 
     /// What is known of `archive` after asking for the sums beside it, if need be.

@@ -17,9 +17,10 @@ use url::Url;
 
 use super::document::end_to_end;
 use super::expect::{Sources, Verdict, Word};
+use super::trust::{Vouched, alarm, is_bad, overall};
 use super::url_key;
-use super::verdict::{Learning, learn, note_unverified, record, refuse, settle};
-use crate::digest::Hasher;
+use super::verdict::{Learning, learn, note_republished, note_unverified, record, refuse, settle};
+use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::store::{Full, Staged, Verified};
 use crate::telemetry::METRICS;
@@ -87,6 +88,8 @@ pub struct FillHead {
     /// None where the archive went past the disk from the beginning
     pub file: Option<Arc<File>>,
     pub digest: DigestKnown,
+    /// Whether a signature is known to be bad
+    pub bad_signature: bool,
 }
 
 /// What an answer's head can say of the digest.
@@ -310,6 +313,8 @@ impl Writer {
             Err(_) => None,
         };
         let early = tokio::time::timeout(GRACE, self.learning.clone()).await;
+        let nobody = HeaderMap::new();
+        let vouched = self.sources.vouch(&self.source.url, &nobody, false).await;
         let begun = Arc::new(FillHead {
             length: head.length,
             headers: end_to_end(&head.headers),
@@ -319,6 +324,7 @@ impl Writer {
                 Ok(Verdict::NoneToBeHad) => DigestKnown::Never,
                 _ => DigestKnown::NotYet,
             },
+            bad_signature: is_bad(&vouched),
         });
         self.sender
             .send_modify(|state| state.head = Some(begun.clone()));
@@ -423,10 +429,14 @@ impl Writer {
         };
         match staged.verify(digest) {
             Ok(verified) => {
+                let vouched = match self.vouch(digest).await {
+                    Ok(vouched) => vouched,
+                    Err(e) => return self.end(Phase::Failed(e)),
+                };
                 // Followers have waited for nothing but this.
                 self.end(Phase::Whole);
                 METRICS.archives_verified.inc();
-                self.commit(verified, &words, head).await;
+                self.commit(verified, &words, head, vouched).await;
             }
             Err(found) => {
                 let verdict = Verdict::Known(digest, words);
@@ -437,12 +447,45 @@ impl Writer {
         }
     }
 
-    async fn commit(&self, verified: Verified, words: &[Word], head: &FillHead) {
-        let record = record(words, &head.headers);
-        let (store, key) = (self.sources.store.clone(), url_key(&self.source.url));
-        let digest = verified.digest();
-        let committed = blocking(move || store.commit(verified, &key, &record)).await;
-        let url = shown_url(&self.source.url);
+    /// Where a rule wants a signature, followers wait for it.
+    async fn vouch(&self, digest: Digest) -> Result<Option<Vec<Vouched>>, Error> {
+        let (sources, url) = (&self.sources, &self.source.url);
+        if !sources.wants_signature(url) {
+            return Ok(None);
+        }
+        let vouched = sources.vouch(url, &HeaderMap::new(), true).await;
+        sources.content(url, &vouched, Some(digest))?;
+        Ok(Some(vouched))
+    }
+
+    async fn commit(
+        &self,
+        verified: Verified,
+        words: &[Word],
+        head: &FillHead,
+        vouched: Option<Vec<Vouched>>,
+    ) {
+        let source = &self.source.url;
+        let vouched = match vouched {
+            Some(vouched) => vouched,
+            None => self.sources.vouch(source, &HeaderMap::new(), true).await,
+        };
+        alarm(source, &vouched);
+        let record = Arc::new(record(
+            words,
+            &head.headers,
+            overall(&vouched).cloned(),
+            self.sources.subjects(source),
+        ));
+        let (sources, key) = (self.sources.clone(), url_key(source));
+        let (digest, named) = (verified.digest(), source.clone());
+        let committed = blocking(move || {
+            let before = sources.remember(&named, digest);
+            note_republished(&named, digest, &before);
+            sources.store.commit(verified, &key, &record)
+        });
+        let committed = committed.await;
+        let url = shown_url(source);
         match committed {
             Ok(()) => tracing::debug!(%url, %digest, "kept"),
             Err(e) => {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::expect::{Sources, Verdict};
 use super::fill::{Fill, FollowGuard, Phase, Spill, State, vanished, visible};
-use super::verdict::{Learning, note_unverified, refuse, settle};
+use super::verdict::{Learning, note_republished, note_unverified, refuse, settle};
 use crate::digest::Hasher;
 use crate::error::{Error, Kind};
 use crate::telemetry::METRICS;
@@ -300,6 +300,17 @@ impl Direct {
         let found = self.hasher.so_far();
         match settle(&self.sources, &self.learning, url, &headers).await {
             Verdict::Known(digest, _) if digest == found => {
+                if self.sources.wants_signature(url) {
+                    let vouched = self.sources.vouch(url, &headers, true).await;
+                    self.sources.content(url, &vouched, Some(digest))?;
+                }
+                if !self.download.is_private() {
+                    let (sources, named) = (self.sources.clone(), url.clone());
+                    let remembered = tokio::task::spawn_blocking(move || {
+                        note_republished(&named, digest, &sources.remember(&named, digest));
+                    });
+                    let _ = remembered.await;
+                }
                 METRICS.archives_verified.inc();
                 Ok(())
             }

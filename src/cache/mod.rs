@@ -7,6 +7,7 @@ pub mod fill;
 pub mod follower;
 pub mod metadata;
 mod shelf;
+pub mod trust;
 pub mod verdict;
 
 use std::collections::HashMap;
@@ -30,6 +31,7 @@ use expect::{Expected, Sources, Verdict};
 use fill::{Fill, FollowGuard, NoArchive, Orphans, Refusal};
 use follower::Direct;
 use metadata::{Metadata, offline};
+use trust::Judge;
 
 /// Fills at once; beyond, archives are passed through, verified and unkept.
 const FILLS: usize = 128;
@@ -71,6 +73,8 @@ pub enum Archive {
 pub struct Passing {
     pub length: Option<u64>,
     pub headers: HeaderMap,
+    /// Whether a signature is known to be bad
+    pub bad_signature: bool,
     pub direct: Direct,
 }
 
@@ -85,9 +89,14 @@ pub enum HeadOnly {
 }
 
 impl Cache {
-    pub fn new(metadata: Arc<Metadata>, store: Arc<Store>, upstream: Arc<Upstream>) -> Arc<Self> {
+    pub fn new(
+        metadata: Arc<Metadata>,
+        store: Arc<Store>,
+        upstream: Arc<Upstream>,
+        judge: Arc<Judge>,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            sources: Sources::new(metadata.clone(), store.clone()),
+            sources: Sources::new(metadata.clone(), store.clone(), judge),
             metadata,
             store,
             upstream,
@@ -112,6 +121,7 @@ impl Cache {
     ) -> Result<Archive, Error> {
         let key = url_key(url);
         let digest = self.settled(url).await?;
+        self.gate(url, digest, &HeaderMap::new()).await?;
         if let Some(held) = self.held(digest, &key).await {
             return Ok(Archive::Held(held));
         }
@@ -139,6 +149,7 @@ impl Cache {
         if self.upstream.is_offline() {
             return Err(offline(url));
         }
+        self.gate(url, None, &headers).await?;
         self.pass(Source {
             url: url.clone(),
             headers,
@@ -156,6 +167,7 @@ impl Cache {
         let deadline = Instant::now() + HEAD_DEADLINE;
         let key = url_key(url);
         let digest = self.settled(url).await?;
+        self.gate(url, digest, &HeaderMap::new()).await?;
         if let Some(held) = digest.and_then(|digest| self.store.open_blob(digest)) {
             return Ok(HeadOnly::Held(held));
         }
@@ -258,6 +270,29 @@ impl Cache {
         }
     }
 
+    /// Refuses what the rules do not let pass, before a byte of it is asked for.
+    async fn gate(
+        &self,
+        url: &Url,
+        digest: Option<Digest>,
+        credentials: &HeaderMap,
+    ) -> Result<(), Error> {
+        let sources = &self.sources;
+        if !sources.wants_signature(url) {
+            return Ok(());
+        }
+        let ask = !self.upstream.is_offline();
+        let vouched = sources.vouch(url, credentials, ask).await;
+        let outcome = sources.content(url, &vouched, digest);
+        let at_hand = vouched.iter().all(|party| party.listed.is_some());
+        match (outcome, sources.store.record(&url_key(url))) {
+            (Err(_), Some(record)) if !at_hand && credentials.is_empty() => {
+                sources.content_with_record(url, record.signature.as_ref())
+            }
+            (outcome, _) => outcome,
+        }
+    }
+
     fn join(self: &Arc<Self>, key: &str, digest: Option<Digest>, source: Source) -> Joined {
         let mut fills = self.lock();
         if let Some(fill) = running(&fills, key, digest).filter(|fill| fill.is_joinable()) {
@@ -308,9 +343,11 @@ impl Cache {
         match Download::open(&self.upstream, source.clone()).await? {
             Opened::Archive(download) => {
                 let head = download.head().clone();
+                let vouched = self.sources.vouch(&source.url, &credentials, false).await;
                 Ok(Archive::Passing(Box::new(Passing {
                     length: head.length,
                     headers: end_to_end(&head.headers),
+                    bad_signature: trust::is_bad(&vouched),
                     direct: Direct::new(*download, self.sources.clone(), learning),
                 })))
             }

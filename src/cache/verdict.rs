@@ -7,11 +7,13 @@ use hyper::header::HeaderMap;
 use url::Url;
 
 use super::document::headers_to_text;
-use super::expect::{Expected, Sources, Verdict, Word};
+use super::expect::{Expected, Origin, Sources, Verdict, Word};
 use crate::digest::Digest;
 use crate::error::{Error, Kind as ErrorKind};
 use crate::store::Record;
 use crate::telemetry::{METRICS, Source as Label};
+use crate::terraform::address::Subject;
+use crate::terraform::signature::Judgement;
 use crate::upstream::shown_url;
 
 /// Learning the digest, while the bytes are on their way.
@@ -91,11 +93,17 @@ pub fn contradiction(sources: &Sources, url: &Url, words: &[Word], why: &str) ->
     }
     tracing::error!(url = %shown, %why, "archive refused: its sources contradict");
     sources.doubt(words);
+    let republished = words.iter().any(|word| word.origin == Origin::Earlier);
+    let advice = match republished {
+        true => {
+            METRICS.republished.inc();
+            "it was published anew under an old name: ask its publisher why, and only then set republished = \"warn\""
+        }
+        false => "do not use this archive, and tell its publisher if it stays so",
+    };
     Error::new(
         ErrorKind::Contradiction,
-        format!(
-            "{shown}: refused: {why}; do not use this archive, and tell its publisher if it stays so"
-        ),
+        format!("{shown}: refused: {why}; {advice}"),
     )
 }
 
@@ -105,8 +113,22 @@ pub fn note_unverified(url: &Url) {
     tracing::warn!(url = %shown_url(url), detail = "no-digest", "passed through unverified and not kept: upstream has no SHA256SUMS for it");
 }
 
+/// An archive has another digest than it had before, and that is let through.
+pub fn note_republished(url: &Url, digest: Digest, before: &[Word]) {
+    for word in before {
+        METRICS.republished.inc();
+        let old = word.digest.map(|digest| digest.to_string());
+        tracing::warn!(url = %shown_url(url), %digest, before = old, name = %word.key, "REPUBLISHED: this archive has another digest than it had before; served because of republished = \"warn\"");
+    }
+}
+
 /// What is kept of an archive beside its bytes.
-pub fn record(words: &[Word], headers: &HeaderMap) -> Record {
+pub fn record(
+    words: &[Word],
+    headers: &HeaderMap,
+    signature: Option<Judgement>,
+    subjects: Vec<Subject>,
+) -> Record {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let kept = [
         "content-type",
@@ -122,5 +144,7 @@ pub fn record(words: &[Word], headers: &HeaderMap) -> Record {
             .collect(),
         sources: words.iter().map(ToString::to_string).collect(),
         verified: now.unwrap_or_default().as_secs(),
+        signature,
+        subjects,
     }
 }

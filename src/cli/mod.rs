@@ -14,8 +14,9 @@ use std::process::ExitCode;
 use clap::builder::Resettable;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::config::CommonArgs;
+use crate::config::{CommonArgs, Config};
 use crate::error::Exit;
+use crate::terraform::signature::Keyring;
 
 /// A caching, verifying forward proxy for Terraform and OpenTofu
 #[derive(Parser)]
@@ -131,6 +132,14 @@ fn human(bytes: u64) -> String {
         value /= 1000.0;
     }
     format!("{value:.1} TB")
+}
+
+/// The keys that signatures are checked by, besides those that registries name.
+fn keyring(config: &Config) -> Result<Keyring, Exit> {
+    if config.trusted_keys.is_empty() {
+        return Ok(Keyring::shipped());
+    }
+    Keyring::read(&config.trusted_keys).map_err(|e| Exit::usage(format!("trusted_key: {e}")))
 }
 
 /// The runtime of a command that talks or serves.

@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::ca::{Ca, bundle};
 use crate::cache::Cache;
 use crate::cache::metadata::Metadata;
+use crate::cache::trust::Judge;
 use crate::config::{CommonArgs, Config, HostName, Parent, ServeArgs};
 use crate::digest::Digest;
 use crate::error::Exit;
@@ -66,6 +67,11 @@ async fn serve(
             ))
         })?);
     }
+    let judge = Arc::new(Judge::new(
+        config.policy.clone(),
+        config.republished,
+        super::keyring(&config)?,
+    ));
     let store = Store::open(&config.data_dir, config.max_size)?;
     let listeners = bind(&config).await?;
     let addrs: Vec<_> = listeners
@@ -87,7 +93,7 @@ async fn serve(
         .map(Arc::new)
         .map_err(|e| Exit::failed(format!("TLS cannot start: {e}")))?;
     let metadata = Metadata::open(&config.data_dir, upstream.clone())?;
-    let cache = Cache::new(metadata, store, upstream);
+    let cache = Cache::new(metadata, store, upstream, judge);
     let token = token()?;
     if let Some(first) = addrs.first() {
         instance

@@ -31,6 +31,7 @@ use crate::error::{Error, Kind as ErrorKind};
 use crate::store::Held;
 use crate::terraform::registry::rewrite_download;
 use crate::terraform::route::{Kind, OWN_PREFIX, check_path, route};
+use crate::terraform::signature::Tier;
 use crate::upstream::{RequestBody, no_body, shown_url};
 
 /// Answers a request that came for `authority`.
@@ -291,6 +292,10 @@ impl Asking {
                 let collapsed = if joined { "; collapsed" } else { "" };
                 let (words, verified) = match (head.digest, &head.file) {
                     (DigestKnown::Never, _) => ("fwd=miss; detail=no-digest-not-stored", false),
+                    (_, Some(_)) if head.bad_signature => {
+                        ("fwd=miss; stored; detail=bad-signature", true)
+                    }
+                    (_, None) if head.bad_signature => ("fwd=miss; detail=bad-signature", true),
                     (_, None) => ("fwd=miss; detail=no-room-not-stored", true),
                     _ => ("fwd=miss; stored", true),
                 };
@@ -317,12 +322,18 @@ impl Asking {
 
     fn held(&self, asked: &HeaderMap, held: Held) -> Answer {
         let headers = held_headers(&held);
+        let signature = held.record.signature.as_ref();
+        let bad = signature.is_some_and(|signature| signature.tier == Tier::Bad);
         let (file, size) = (held.file, held.size);
         let response = archive(&self.parts.method, asked, headers, Some(size), |at, end| {
             reading(Reader::of_blob(file, at, end.unwrap_or(size)))
         });
         let mut answer = Answer::new(response, "hit");
-        answer.cache_status("hit");
+        answer.cache_status(if bad {
+            "hit; detail=bad-signature"
+        } else {
+            "hit"
+        });
         if self.parts.method == Method::GET {
             answer.archive = Some(ArchiveBytes {
                 from_cache: true,
@@ -352,7 +363,10 @@ impl Asking {
             |at, end| reading(Reader::of_upstream(direct, at, end)),
         );
         let mut answer = Answer::new(response, "pass");
-        answer.cache_status("fwd=bypass; detail=not-stored");
+        answer.cache_status(match passing.bad_signature {
+            true => "fwd=bypass; detail=bad-signature",
+            false => "fwd=bypass; detail=not-stored",
+        });
         answer.archive = Some(ArchiveBytes {
             from_cache: false,
             verified: answer.response.status() == StatusCode::OK,

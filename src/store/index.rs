@@ -5,10 +5,13 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::terraform::address::Subject;
+use crate::terraform::signature::Judgement;
 
 /// What the index says of a key.
 #[derive(Clone, Debug)]
@@ -16,7 +19,7 @@ pub struct Entry {
     pub key: String,
     pub digest: Digest,
     pub size: u64,
-    pub record: Record,
+    pub record: Arc<Record>,
 }
 
 /// What is kept with an archive beside its bytes.
@@ -31,6 +34,12 @@ pub struct Record {
     /// When it was verified, in seconds since 1970
     #[serde(default)]
     pub verified: u64,
+    /// Who stands behind the sums that list it
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Judgement>,
+    /// What it is of
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subjects: Vec<Subject>,
 }
 
 /// A file of the index as it was found.
@@ -135,7 +144,7 @@ fn parse_line(line: &str) -> Option<(String, Option<Entry>)> {
     let entry = Entry {
         digest: Digest::from_integrity(&integrity.parse().ok()?)?,
         size: line.size,
-        record: serde_json::from_value(line.metadata).unwrap_or_default(),
+        record: Arc::new(serde_json::from_value(line.metadata).unwrap_or_default()),
         key: line.key.clone(),
     };
     Some((line.key, Some(entry)))

@@ -5,6 +5,7 @@
 
 mod check;
 pub mod index;
+mod ledger;
 mod staged;
 mod table;
 
@@ -18,6 +19,7 @@ use std::time::{Duration, SystemTime};
 
 pub use check::{Bad, check_all};
 pub use index::Record;
+pub use ledger::Ledger;
 pub use staged::{Full, Staged, Verified};
 
 use crate::digest::{Digest, Hasher};
@@ -35,6 +37,8 @@ pub struct Store {
     tmp: PathBuf,
     budget: u64,
     temporary: AtomicU64,
+    /// What names once stood for, also where it was evicted
+    pub ledger: Ledger,
     /// Guards the maps and the names on disk that they mirror.
     inner: Mutex<Inner>,
 }
@@ -45,7 +49,7 @@ pub struct Held {
     pub digest: Digest,
     pub file: Arc<File>,
     pub size: u64,
-    pub record: Record,
+    pub record: Arc<Record>,
     stamp: Stamp,
     /// Whether the bytes were already found right since the start and did not change since.
     pub checked: bool,
@@ -88,6 +92,7 @@ impl Store {
             tmp,
             budget,
             temporary: AtomicU64::new(0),
+            ledger: Ledger::open(data_dir).map_err(|e| broken(&data_dir.join("seen"), e))?,
             inner: Mutex::new(inner),
         };
         this.gc(Some(budget), None);
@@ -101,7 +106,13 @@ impl Store {
 
     /// The digest under which the bytes of `key` are held.
     pub fn find(&self, key: &str) -> Option<Digest> {
-        self.lock().keys.get(key).copied()
+        self.lock().keys.get(key).map(|(digest, _)| *digest)
+    }
+
+    /// What is kept of the archive of `key` beside its bytes.
+    pub fn record(&self, key: &str) -> Option<Arc<Record>> {
+        let inner = self.lock();
+        inner.keys.get(key).map(|(_, record)| record.clone())
     }
 
     /// Opens a blob, which counts as a use of it. A blob whose file is gone or has another size is
@@ -155,7 +166,12 @@ impl Store {
     }
 
     /// Gives verified bytes their name (blocking): sync, rename, sync the folder, then the index.
-    pub fn commit(&self, mut verified: Verified, key: &str, record: &Record) -> io::Result<()> {
+    pub fn commit(
+        &self,
+        mut verified: Verified,
+        key: &str,
+        record: &Arc<Record>,
+    ) -> io::Result<()> {
         let digest = verified.digest();
         let size = verified.len();
         // Blocks beyond the end, where the length was not what was reserved.
@@ -198,7 +214,7 @@ impl Store {
     }
 
     /// Lets a further key name a held blob.
-    pub fn name(&self, key: &str, digest: Digest, record: &Record) -> io::Result<()> {
+    pub fn name(&self, key: &str, digest: Digest, record: &Arc<Record>) -> io::Result<()> {
         let mut inner = self.lock();
         let Some(size) = inner.blobs.get(&digest).map(|blob| blob.size) else {
             return Ok(());
@@ -206,14 +222,28 @@ impl Store {
         let opts = cacache::WriteOpts::new()
             .integrity(digest.to_integrity())
             .size(size as usize)
-            .metadata(serde_json::to_value(record)?);
+            .metadata(serde_json::to_value(&**record)?);
         cacache::index::insert(&self.cache, key, opts)
             .map_err(|e| io::Error::other(e.to_string()))?;
-        let old = inner.keys.insert(key.to_owned(), digest);
-        if let Some(old) = old.filter(|old| *old != digest)
+        let named = (digest, record.clone());
+        let old = inner.keys.insert(key.to_owned(), named);
+        if let Some((old, old_record)) = old.filter(|(old, _)| *old != digest)
             && let Some(blob) = inner.blobs.get_mut(&old)
         {
             blob.keys.retain(|k| k != key);
+            if blob.keys.is_empty() {
+                // Without any name it would be gone at the next start.
+                let size = blob.size as usize;
+                let own = format!("sha256:{old}");
+                let opts = cacache::WriteOpts::new()
+                    .integrity(old.to_integrity())
+                    .size(size)
+                    .metadata(serde_json::to_value(&*old_record)?);
+                cacache::index::insert(&self.cache, &own, opts)
+                    .map_err(|e| io::Error::other(e.to_string()))?;
+                blob.keys.push(own.clone());
+                inner.keys.insert(own, (old, old_record));
+            }
         }
         if let Some(blob) = inner.blobs.get_mut(&digest)
             && !blob.keys.iter().any(|k| k == key)
@@ -382,7 +412,7 @@ mod tests {
 
     fn put(store: &Arc<Store>, key: &str, bytes: &[u8]) -> Digest {
         let verified = stage(store, bytes);
-        store.commit(verified, key, &Record::default()).unwrap();
+        store.commit(verified, key, &Arc::default()).unwrap();
         Digest::of(bytes)
     }
 

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::index::{self, Entry, Record, content_path};
@@ -17,7 +18,7 @@ const TOUCH: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct Inner {
     pub blobs: HashMap<Digest, Blob>,
-    pub keys: HashMap<String, Digest>,
+    pub keys: HashMap<String, (Digest, Arc<Record>)>,
     /// Least recently used first.
     pub order: BTreeMap<u64, Digest>,
     pub clock: u64,
@@ -27,7 +28,7 @@ pub(super) struct Inner {
 
 pub(super) struct Blob {
     pub size: u64,
-    pub record: Record,
+    pub record: Arc<Record>,
     pub keys: Vec<String>,
     pub turn: u64,
     pub used: SystemTime,
@@ -46,7 +47,13 @@ pub(super) struct Stamp {
 }
 
 impl Inner {
-    pub fn insert_blob(&mut self, digest: Digest, size: u64, record: Record, used: SystemTime) {
+    pub fn insert_blob(
+        &mut self,
+        digest: Digest,
+        size: u64,
+        record: Arc<Record>,
+        used: SystemTime,
+    ) {
         let turn = self.next_turn();
         if let Some(blob) = self.blobs.get_mut(&digest) {
             self.order.remove(&blob.turn);
@@ -70,7 +77,7 @@ impl Inner {
         METRICS.stored_bytes.set(self.stored as i64);
     }
 
-    pub fn use_blob(&mut self, digest: Digest) -> Option<(u64, Record, Option<Stamp>)> {
+    pub fn use_blob(&mut self, digest: Digest) -> Option<(u64, Arc<Record>, Option<Stamp>)> {
         let turn = self.next_turn();
         let blob = self.blobs.get_mut(&digest)?;
         self.order.remove(&blob.turn);
@@ -170,7 +177,7 @@ pub(super) fn load(cache: &Path) -> Inner {
             if let Some(blob) = inner.blobs.get_mut(&digest) {
                 blob.keys.push(entry.key.clone());
             }
-            inner.keys.insert(entry.key, digest);
+            inner.keys.insert(entry.key, (digest, entry.record));
         }
     }
     // What is left names content that is gone.

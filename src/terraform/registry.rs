@@ -1,10 +1,13 @@
 //! Documents of the provider and module registry protocols and of the releases site.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use url::Url;
 
 use super::route::Kind;
+use super::signature::NamedKey;
 use super::sums::Sums;
 use crate::digest::Digest;
 
@@ -21,6 +24,9 @@ pub struct Download {
     pub filename: String,
     /// `shasum`, in hexadecimal digits
     pub shasum: String,
+    /// `signing_keys`
+    #[serde(skip)]
+    pub keys: Arc<[NamedKey]>,
 }
 
 /// The keys of the three URLs in a download document.
@@ -36,6 +42,7 @@ impl Download {
             shasums_signature_url: Option<String>,
             filename: Option<String>,
             shasum: String,
+            signing_keys: Option<Value>,
         }
         let raw: Raw = serde_json::from_slice(body).map_err(|e| e.to_string())?;
         let join = |reference: &str| {
@@ -57,6 +64,7 @@ impl Download {
             sums: optional(raw.shasums_url)?,
             signature: optional(raw.shasums_signature_url)?,
             shasum: shasum.to_string(),
+            keys: raw.signing_keys.map_or_else(Arc::default, keys_in),
             archive,
         })
     }
@@ -64,6 +72,34 @@ impl Download {
     pub fn digest(&self) -> Option<Digest> {
         self.shasum.parse().ok()
     }
+}
+
+/// The keys in `signing_keys`. What is no key there is passed over, as long as something is left to
+/// verify by: an entry that cannot be read counts as a key that is none.
+fn keys_in(signing_keys: Value) -> Arc<[NamedKey]> {
+    let Some(Value::Array(keys)) = signing_keys.get("gpg_public_keys") else {
+        return Arc::default();
+    };
+    keys.iter()
+        .map(|key| {
+            let text = |name: &str| key.get(name).and_then(Value::as_str).unwrap_or_default();
+            NamedKey {
+                ascii_armor: text("ascii_armor").to_owned(),
+                trust_signature: text("trust_signature").to_owned(),
+            }
+        })
+        .collect()
+}
+
+/// The `signing_keys` of a download document; none where it cannot be read.
+pub fn signing_keys(body: &[u8]) -> Arc<[NamedKey]> {
+    #[derive(Deserialize)]
+    struct Raw {
+        signing_keys: Option<Value>,
+    }
+    let raw = serde_json::from_slice::<Raw>(body).ok();
+    raw.and_then(|raw| raw.signing_keys)
+        .map_or_else(Arc::default, keys_in)
 }
 
 /// Replaces those of the three URLs for which `instead` has another, and nothing else.
@@ -181,6 +217,9 @@ mod tests {
                 .ends_with(".72D7468F.sig")
         );
         assert!(check(Kind::Download, &base(), REAL).is_ok());
+        assert_eq!(download.keys.len(), 1);
+        assert_eq!(download.keys, signing_keys(REAL));
+        assert!(download.keys[0].ascii_armor.starts_with("-----BEGIN PGP"));
     }
 
     #[test]

@@ -149,6 +149,11 @@ impl Download {
         }
     }
 
+    /// Whether it is one client's own.
+    pub fn is_private(&self) -> bool {
+        self.source.private
+    }
+
     pub fn position(&self) -> u64 {
         self.position
     }

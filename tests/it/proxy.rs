@@ -273,7 +273,8 @@ async fn every_spelling_of_an_intercepted_host_is_intercepted() {
 #[tokio::test]
 async fn a_larder_that_others_can_reach_tunnels_to_443_of_public_places_only() {
     let echo = Echo::start().await;
-    let larder = echo.setup().start_on("0.0.0.0:0").await;
+    let setup = echo.setup().args(["--allow-from", "127.0.0.0/8"]);
+    let larder = setup.start_on("0.0.0.0:0").await;
     for place in [
         "public.example:80",
         "public.example:8443",

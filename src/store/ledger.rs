@@ -1,0 +1,197 @@
+//! Which digest a name had when it was last verified, remembered beyond eviction: one append-only
+//! file, a line a name, of which the last one counts.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+
+use crate::digest::Digest;
+
+/// Names remembered. Beyond, the oldest half is forgotten at the next start.
+const NAMES: usize = 500_000;
+
+/// The ledger of one data dir.
+pub struct Ledger {
+    path: PathBuf,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// By the digest of the name
+    seen: HashMap<[u8; 16], Digest>,
+    file: Option<File>,
+}
+
+impl Ledger {
+    /// Reads the ledger of `data_dir`, and writes it anew where it has grown too long. A line that
+    /// is torn says nothing.
+    pub fn open(data_dir: &Path) -> io::Result<Self> {
+        let path = path(data_dir);
+        let (lines, whole) = match fs::read(&path) {
+            Ok(bytes) => read(&bytes),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (Vec::new(), true),
+            Err(e) => return Err(e),
+        };
+        let mut seen = HashMap::new();
+        for (digest, name) in &lines {
+            seen.insert(short(name), *digest);
+        }
+        if !whole || lines.len() > NAMES {
+            let from = match lines.len() > NAMES {
+                true => lines.len() - NAMES / 2,
+                false => 0,
+            };
+            write_anew(&path, &lines[from..])?;
+        }
+        let file = File::options().append(true).create(true).open(&path)?;
+        Ok(Self {
+            path,
+            inner: Mutex::new(Inner {
+                seen,
+                file: Some(file),
+            }),
+        })
+    }
+
+    /// The ledger as it is, for reading alone.
+    pub fn peek(data_dir: &Path) -> Self {
+        let path = path(data_dir);
+        let lines = fs::read(&path).map(|bytes| read(&bytes).0);
+        let lines = lines.unwrap_or_default();
+        let seen = lines.iter().map(|(digest, name)| (short(name), *digest));
+        Self {
+            inner: Mutex::new(Inner {
+                seen: seen.collect(),
+                file: None,
+            }),
+            path,
+        }
+    }
+
+    /// The digest that `name` had.
+    pub fn find(&self, name: &str) -> Option<Digest> {
+        self.lock().seen.get(&short(name)).copied()
+    }
+
+    /// `name` has that digest from now on (blocking).
+    pub fn note(&self, name: &str, digest: Digest) {
+        if name.contains(['\n', '\r']) {
+            return;
+        }
+        let mut inner = self.lock();
+        if inner.seen.get(&short(name)) == Some(&digest) {
+            return;
+        }
+        if inner.seen.len() < 2 * NAMES {
+            inner.seen.insert(short(name), digest);
+        }
+        let Some(file) = &mut inner.file else {
+            return;
+        };
+        if let Err(error) = file.write_all(format!("{digest} {name}\n").as_bytes()) {
+            tracing::warn!(path = %self.path.display(), %error, "a digest cannot be remembered beyond this process");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Changed in steps that do not panic.
+        self.inner.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+fn path(data_dir: &Path) -> PathBuf {
+    data_dir.join("seen")
+}
+
+fn short(name: &str) -> [u8; 16] {
+    let digest = Digest::of(name.as_bytes());
+    let mut short = [0; 16];
+    short.copy_from_slice(&digest.as_bytes()[..16]);
+    short
+}
+
+/// The good lines, and whether there are no others.
+fn read(bytes: &[u8]) -> (Vec<(Digest, String)>, bool) {
+    let text = String::from_utf8_lossy(bytes);
+    let mut whole = bytes.is_empty() || bytes.ends_with(b"\n");
+    let mut lines = Vec::new();
+    // Of a line without its end, the name may be torn where the digest is whole.
+    let ended = text.rfind('\n').map_or("", |end| &text[..end]);
+    for line in ended.lines() {
+        let parsed = line.split_once(' ').and_then(|(digest, name)| {
+            let digest = digest.parse().ok()?;
+            (!name.is_empty()).then(|| (digest, name.to_owned()))
+        });
+        match parsed {
+            Some(parsed) => lines.push(parsed),
+            None => whole = false,
+        }
+    }
+    (lines, whole)
+}
+
+fn write_anew(path: &Path, lines: &[(Digest, String)]) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let text: String = lines
+        .iter()
+        .map(|(digest, name)| format!("{digest} {name}\n"))
+        .collect();
+    let mut file = File::create(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_word_counts_and_outlives_the_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        let ledger = Ledger::open(dir.path()).unwrap();
+        assert_eq!(ledger.find("x"), None);
+        ledger.note("x", a);
+        ledger.note("y", a);
+        ledger.note("x", b);
+        ledger.note("x", b);
+        drop(ledger);
+        assert_eq!(
+            fs::read_to_string(path(dir.path()))
+                .unwrap()
+                .lines()
+                .count(),
+            3
+        );
+        for ledger in [Ledger::open(dir.path()).unwrap(), Ledger::peek(dir.path())] {
+            assert_eq!((ledger.find("x"), ledger.find("y")), (Some(b), Some(a)));
+        }
+    }
+
+    #[test]
+    fn a_torn_end_is_cut_off_and_the_rest_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = Digest::of(b"a");
+        let whole = format!("{a} x\n{a} y\n");
+        for end in whole.len() - 67..whole.len() {
+            fs::write(path(dir.path()), &whole[..end]).unwrap();
+            let ledger = Ledger::open(dir.path()).unwrap();
+            assert_eq!(
+                (ledger.find("x"), ledger.find("y")),
+                (Some(a), None),
+                "{end}"
+            );
+            ledger.note("z", a);
+            assert_eq!(
+                Ledger::open(dir.path()).unwrap().find("z"),
+                Some(a),
+                "{end}"
+            );
+        }
+    }
+}
