@@ -21,6 +21,10 @@ pub enum Kind {
     Misdirected,
     /// Policy forbids it.
     Denied,
+    /// The proxy's user did not say who they are, or wrongly.
+    Unauthenticated,
+    /// Too many wrong passwords.
+    TooManyGuesses,
     /// The address that a name resolved to must not be connected to.
     ProhibitedAddress,
     /// larder does not hold it.
@@ -79,6 +83,8 @@ impl Kind {
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::Denied | Self::ProhibitedAddress => StatusCode::FORBIDDEN,
+            Self::Unauthenticated => StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+            Self::TooManyGuesses => StatusCode::TOO_MANY_REQUESTS,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::Offline | Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
@@ -98,7 +104,7 @@ impl Kind {
     pub fn token(self) -> &'static str {
         match self {
             Self::BadRequest | Self::Misdirected | Self::NotFound => "http_request_error",
-            Self::Denied => "http_request_denied",
+            Self::Denied | Self::Unauthenticated | Self::TooManyGuesses => "http_request_denied",
             Self::ProhibitedAddress => "destination_ip_prohibited",
             Self::Offline => "destination_unavailable",
             Self::Busy => "connection_limit_reached",

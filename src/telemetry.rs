@@ -62,6 +62,8 @@ pub struct Metrics {
     pub fills: Gauge,
     pub tunnels: Gauge,
     pub connections: Gauge,
+    pub connections_refused: Counter,
+    pub failed_logins: Counter,
     pub stored_bytes: Gauge,
 }
 
@@ -103,6 +105,8 @@ impl Metrics {
             fills: Gauge::default(),
             tunnels: Gauge::default(),
             connections: Gauge::default(),
+            connections_refused: Counter::default(),
+            failed_logins: Counter::default(),
             stored_bytes: Gauge::default(),
         };
         let r = &mut this.registry;
@@ -183,6 +187,16 @@ impl Metrics {
             "connections_open",
             "Client connections open",
             this.connections.clone(),
+        );
+        r.register(
+            "connections_refused",
+            "Connections closed since their address has too many",
+            this.connections_refused.clone(),
+        );
+        r.register(
+            "failed_logins",
+            "Wrong credentials given to the proxy",
+            this.failed_logins.clone(),
         );
         r.register(
             "stored_bytes",

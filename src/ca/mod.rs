@@ -19,11 +19,12 @@ use rcgen::{
     ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     NameConstraints, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
 };
-use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::server::ProducesTickets;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ProducesTickets, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
 use time::OffsetDateTime;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -51,6 +52,9 @@ pub struct Ca {
     provider: Arc<CryptoProvider>,
     ticketer: Arc<dyn ProducesTickets>,
     configs: Cache<HostName, Arc<ServerConfig>>,
+    /// Checks the certificates of clients on larder's own names
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+    own_configs: Cache<HostName, Arc<ServerConfig>>,
 }
 
 impl Ca {
@@ -124,6 +128,11 @@ impl Ca {
                 .max_capacity(LEAVES_CACHED)
                 .time_to_live(LEAF_REFRESH)
                 .build(),
+            clients: None,
+            own_configs: Cache::builder()
+                .max_capacity(LEAVES_CACHED)
+                .time_to_live(LEAF_REFRESH)
+                .build(),
             der,
         })
     }
@@ -146,11 +155,46 @@ impl Ca {
     /// TLS for a server of that name, with a leaf minted or remembered.
     pub fn server_config(&self, name: &HostName) -> Result<Arc<ServerConfig>, rcgen::Error> {
         self.configs
-            .try_get_with_by_ref(name, || self.mint(name).map(Arc::new))
+            .try_get_with_by_ref(name, || self.mint(name, None).map(Arc::new))
             .map_err(|e| (*e).clone())
     }
 
-    fn mint(&self, name: &HostName) -> Result<ServerConfig, rcgen::Error> {
+    /// TLS for one of larder's own names: clients are asked for a certificate, if they are to be.
+    pub fn own_config(&self, name: &HostName) -> Result<Arc<ServerConfig>, rcgen::Error> {
+        let Some(clients) = &self.clients else {
+            return self.server_config(name);
+        };
+        self.own_configs
+            .try_get_with_by_ref(name, || self.mint(name, Some(clients)).map(Arc::new))
+            .map_err(|e| (*e).clone())
+    }
+
+    /// Has clients on larder's own names asked for a certificate by a CA of that file.
+    pub fn ask_clients(&mut self, path: &Path) -> Result<(), Exit> {
+        let bad = |why: String| {
+            Exit::usage(format!(
+                "client_ca: {}: {why}; name a file of PEM certificates",
+                path.display()
+            ))
+        };
+        let mut roots = RootCertStore::empty();
+        for root in bundle::read_pem(path).map_err(bad)? {
+            roots.add(root).map_err(|e| bad(e.to_string()))?;
+        }
+        let provider = self.provider.clone();
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            .allow_unauthenticated()
+            .build()
+            .map_err(|e| bad(e.to_string()))?;
+        self.clients = Some(verifier);
+        Ok(())
+    }
+
+    fn mint(
+        &self,
+        name: &HostName,
+        clients: Option<&Arc<dyn ClientCertVerifier>>,
+    ) -> Result<ServerConfig, rcgen::Error> {
         let now = OffsetDateTime::now_utc();
         let mut params = CertificateParams::default();
         params.not_before = now - BACKDATE;
@@ -176,9 +220,11 @@ impl Ca {
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .and_then(|config| {
-                config
-                    .with_no_client_auth()
-                    .with_single_cert(vec![leaf.der().clone()], key)
+                match clients {
+                    Some(clients) => config.with_client_cert_verifier(clients.clone()),
+                    None => config.with_no_client_auth(),
+                }
+                .with_single_cert(vec![leaf.der().clone()], key)
             })
             .map_err(|_| rcgen::Error::CouldNotParseKeyPair)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];

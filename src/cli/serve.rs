@@ -11,7 +11,7 @@ use crate::ca::{Ca, bundle};
 use crate::cache::Cache;
 use crate::cache::metadata::Metadata;
 use crate::cache::trust::Judge;
-use crate::config::{CommonArgs, Config, HostName, Parent, ServeArgs};
+use crate::config::{Cidr, CommonArgs, Config, HostName, Parent, ServeArgs};
 use crate::digest::Digest;
 use crate::error::Exit;
 use crate::instance::Instance;
@@ -36,7 +36,12 @@ pub struct Args {
 }
 
 pub fn main(common: &CommonArgs, args: &Args) -> Result<ExitCode, Exit> {
-    let config = Config::settle(common, &args.serve)?;
+    let mut config = Config::settle(common, &args.serve)?;
+    if args.until_unused {
+        // The proxy of a run, on loopback, is for this user's own processes.
+        config.allow_from = Cidr::loopback().to_vec();
+        (config.htpasswd, config.client_ca) = (None, None);
+    }
     start_logs(common, config.log_format);
     let runtime = super::runtime()?;
     let mut instance = None;
@@ -53,6 +58,7 @@ async fn serve(
     instance: &mut Option<Instance>,
 ) -> Result<(), Exit> {
     let mut stop = Stop::listen()?;
+    raise_open_files();
     let instance = instance.insert(Instance::take(&config.data_dir, until_unused)?);
     let ca = Ca::open_or_create(&config.data_dir, &names(&config))?;
     for name in names(&config).iter().filter(|name| !ca.permits(name)) {
@@ -86,6 +92,7 @@ async fn serve(
         },
         connect_to: config.connect_to.clone(),
         configured: config.intercept.clone(),
+        listed: config.tunnels.clone(),
         parent: parent(&config)?.filter(|parent| !is_own(&parent.proxy, &addrs)),
         own: addrs.clone(),
     };
@@ -103,7 +110,7 @@ async fn serve(
     for addr in &addrs {
         tracing::info!(%addr, data_dir = %config.data_dir.display(), budget = cache.store.budget(), offline = config.offline, "listening");
     }
-    let server = Server::new(config, ca, cache, token);
+    let server = Server::new(config, ca, cache, token)?;
     let unused = server.clone();
     let until = async {
         tokio::select! {
@@ -113,6 +120,18 @@ async fn serve(
     };
     server.run(listeners, until).await;
     Ok(())
+}
+
+/// Each client may take two files or more; what the system allows at the most is not too much.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::debug!(%error, "the limit of open files cannot be raised");
+        }
+    }
 }
 
 /// The names that the CA is to be constrained to.

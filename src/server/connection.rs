@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -18,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 
+use super::access::Standing;
 use super::io::{Patient, Peeked, Stream};
 use super::leases::Whose;
 use super::respond::Body;
@@ -25,13 +27,14 @@ use super::{Entrance, origin, proxy};
 use crate::config::{Authority, HostName};
 use crate::telemetry::METRICS;
 
-/// For the first byte, a handshake, a request's head, and between requests.
-pub const IDLE: Duration = Duration::from_secs(30);
-const HEAD_LIMIT: usize = 64 << 10;
+/// For what larder itself says at the end of a connection.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// An idle connection is told of draining for so long, then dropped.
 const FAREWELL: Duration = Duration::from_millis(200);
 /// Alert: fatal, `unrecognized_name` (RFC 6066 section 3)
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+/// Alert: fatal, `access_denied` (RFC 8446 section 6.2)
+const ACCESS_DENIED: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
 
 /// Whom the requests on a connection are for.
 #[derive(Clone)]
@@ -42,6 +45,8 @@ pub enum Role {
     Pages,
     /// An intercepted host
     Origin(Authority),
+    /// Nothing: the address may not use larder
+    Stranger,
 }
 
 /// What the requests on one connection share.
@@ -55,6 +60,10 @@ pub struct Peer {
     pub whose: Option<Whose>,
     /// Requests whose answers are not over
     pub running: Arc<AtomicUsize>,
+    /// What its address may do
+    pub standing: Standing,
+    /// Whether it presented a client certificate
+    pub certified: bool,
 }
 
 /// A connection that was accepted.
@@ -67,13 +76,19 @@ pub async fn handle(
     let _ = stream.set_nodelay(true);
     let peer = Peer {
         whose: entrance.server.leases().whose(addr, entrance.local),
-        entrance,
         addr,
         alive,
         running: Arc::default(),
+        standing: entrance.server.access.standing(addr.ip()),
+        certified: false,
+        entrance,
+    };
+    let role = match peer.standing {
+        Standing::Stranger => Role::Stranger,
+        _ => Role::Front,
     };
     METRICS.connections.inc();
-    greet(peer, Patient::new(stream), Role::Front).await;
+    greet(peer, Patient::new(stream), role).await;
     METRICS.connections.dec();
 }
 
@@ -92,14 +107,19 @@ pub fn intercept(peer: Peer, stream: impl Stream, authority: Authority) -> Serve
 
 async fn greet_inner(peer: Peer, stream: impl Stream, role: Role) {
     let mut draining = peer.entrance.server.draining.subscribe();
+    let patience = peer.entrance.server.config.limits.handshake;
     let peeked = tokio::select! {
-        peeked = timeout(IDLE, Peeked::new(stream)) => peeked,
+        peeked = timeout(patience, Peeked::new(stream)) => peeked,
         _ = draining.wait_for(|on| *on) => return,
     };
-    let Ok(Ok(Some(stream))) = peeked else {
+    let Ok(Ok(Some(mut stream))) = peeked else {
         return;
     };
-    if stream.is_tls() {
+    if stream.is_tls() && matches!(role, Role::Stranger) {
+        tracing::info!(client = %peer.addr.ip(), "TLS from an address that allow_from does not list; closed");
+        let _ = timeout(LAST_WORDS, stream.write_all(&ACCESS_DENIED)).await;
+        let _ = timeout(LAST_WORDS, stream.shutdown()).await;
+    } else if stream.is_tls() {
         accept_tls(peer, stream, None, role).await;
     } else {
         serve(peer, stream, role).await;
@@ -108,8 +128,9 @@ async fn greet_inner(peer: Peer, stream: impl Stream, role: Role) {
 
 async fn intercept_inner(peer: Peer, stream: impl Stream, authority: Authority) {
     let mut draining = peer.entrance.server.draining.subscribe();
+    let patience = peer.entrance.server.config.limits.handshake;
     let peeked = tokio::select! {
-        peeked = timeout(IDLE, Peeked::new(stream)) => peeked,
+        peeked = timeout(patience, Peeked::new(stream)) => peeked,
         _ = draining.wait_for(|on| *on) => return,
     };
     let Ok(Ok(Some(mut stream))) = peeked else {
@@ -126,8 +147,8 @@ async fn intercept_inner(peer: Peer, stream: impl Stream, authority: Authority) 
         "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     );
-    let _ = timeout(IDLE, stream.write_all(answer.as_bytes())).await;
-    let _ = timeout(IDLE, stream.shutdown()).await;
+    let _ = timeout(LAST_WORDS, stream.write_all(answer.as_bytes())).await;
+    let _ = timeout(LAST_WORDS, stream.shutdown()).await;
 }
 
 /// Shakes hands for the CONNECT's host, or for whom the ClientHello names.
@@ -144,10 +165,12 @@ async fn accept_tls(peer: Peer, stream: impl Stream, connect: Option<Authority>,
             None => None,
         };
         let chosen = choose(&peer, connect.as_ref(), named.as_ref(), role);
-        let config = chosen.as_ref().and_then(|(name, _)| {
-            server
-                .ca
-                .server_config(name)
+        let config = chosen.as_ref().and_then(|(name, role)| {
+            let config = match role {
+                Role::Origin(_) => server.ca.server_config(name),
+                _ => server.ca.own_config(name),
+            };
+            config
                 .inspect_err(|error| tracing::error!(%name, %error, "a leaf cannot be minted"))
                 .ok()
         });
@@ -158,18 +181,23 @@ async fn accept_tls(peer: Peer, stream: impl Stream, connect: Option<Authority>,
             let _ = stream.shutdown().await;
             return None;
         };
+        let asks_clients = !matches!(role, Role::Origin(_));
         let tls = start.into_stream(config).await;
         if let Err(error) = &tls {
             tracing::debug!(peer = %peer.addr, %error, "TLS handshake failed; does the client trust larder's CA? `larder env` sets it up");
         }
-        Some((tls.ok()?, role))
+        let tls = tls.ok()?;
+        // The session's certificates were checked by the verifier, now or when it began.
+        let certified = asks_clients && tls.get_ref().1.peer_certificates().is_some();
+        Some((tls, role, certified))
     };
     let done = tokio::select! {
-        done = timeout(IDLE, handshake) => done,
+        done = timeout(server.config.limits.handshake, handshake) => done,
         _ = draining.wait_for(|on| *on) => return,
     };
-    if let Ok(Some((tls, role))) = done {
-        serve(peer, tls, role).await;
+    if let Ok(Some((tls, role, certified))) = done {
+        let certified = certified || peer.certified;
+        serve(Peer { certified, ..peer }, tls, role).await;
     }
 }
 
@@ -202,6 +230,10 @@ fn choose(
     if server.is_own_name(name) {
         return Some((name.clone(), role));
     }
+    // Nobody has said who they are before a ClientHello.
+    if peer.standing != Standing::Allowed || !server.access.is_open() {
+        return None;
+    }
     let authority = server.config.intercept.iter().find(|a| a.host == *name)?;
     Some((name.clone(), Role::Origin(authority.clone())))
 }
@@ -210,16 +242,24 @@ fn choose(
 async fn serve(peer: Peer, stream: impl Stream, role: Role) {
     let mut draining = peer.entrance.server.draining.subscribe();
     let running = peer.running.clone();
+    let limits = peer.entrance.server.config.limits.clone();
+    let served = Arc::new(AtomicU64::new(0));
     let service = service_fn(move |request: Request<Incoming>| {
         let (peer, role) = (peer.clone(), role.clone());
+        let last = served.fetch_add(1, Ordering::Relaxed) + 1 >= limits.requests_per_connection;
         async move {
-            Ok::<Response<Body>, std::convert::Infallible>(dispatch(peer, role, request).await)
+            let mut response = dispatch(peer, role, request).await;
+            if last {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+            Ok::<Response<Body>, std::convert::Infallible>(response)
         }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(IDLE)
-        .max_buf_size(HEAD_LIMIT)
+        .header_read_timeout(limits.idle)
+        .max_buf_size(limits.header_bytes)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     tokio::pin!(connection);
@@ -244,5 +284,6 @@ async fn dispatch(peer: Peer, role: Role, request: Request<Incoming>) -> Respons
         Role::Front => proxy::answer(peer, request, true).await,
         Role::Pages => proxy::answer(peer, request, false).await,
         Role::Origin(authority) => origin::answer(peer, authority, request).await,
+        Role::Stranger => proxy::turn_away(&peer, &request),
     }
 }

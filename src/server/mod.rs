@@ -1,5 +1,6 @@
 //! Connections: what speaks on them, who they are for, how long they may take, and draining.
 
+mod access;
 pub mod conditional;
 mod connection;
 mod control;
@@ -22,11 +23,10 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use crate::ca::Ca;
 use crate::cache::Cache;
 use crate::config::{Authority, Config, HostName};
+use crate::error::Exit;
+use access::Access;
 
 pub use leases::{Leases, MARK, Summary};
-
-/// Client connections at once; further ones wait to be accepted.
-const CONNECTIONS: usize = 4096;
 
 /// Everything that a connection needs.
 pub struct Server {
@@ -35,6 +35,7 @@ pub struct Server {
     pub cache: Arc<Cache>,
     /// What the API asks for
     pub token: String,
+    access: Arc<Access>,
     tunnels: Semaphore,
     connections: Arc<Semaphore>,
     draining: watch::Sender<bool>,
@@ -51,18 +52,29 @@ struct Entrance {
 }
 
 impl Server {
-    pub fn new(config: Config, ca: Ca, cache: Arc<Cache>, token: String) -> Arc<Self> {
-        Arc::new(Self {
+    /// # Errors
+    /// When the users or the clients' CAs cannot be read.
+    pub fn new(
+        config: Config,
+        mut ca: Ca,
+        cache: Arc<Cache>,
+        token: String,
+    ) -> Result<Arc<Self>, Exit> {
+        if let Some(path) = &config.client_ca {
+            ca.ask_clients(path)?;
+        }
+        Ok(Arc::new(Self {
+            access: Arc::new(Access::new(&config)?),
+            tunnels: Semaphore::new(config.limits.tunnels),
+            connections: Arc::new(Semaphore::new(config.limits.connections)),
             config,
             ca,
             cache,
             token,
-            tunnels: Semaphore::new(tunnel::TUNNELS),
-            connections: Arc::new(Semaphore::new(CONNECTIONS)),
             draining: watch::Sender::new(false),
             leases: Arc::default(),
             alive: Mutex::default(),
-        })
+        }))
     }
 
     /// Serves on the listeners until `stop` comes, then drains: idle connections close at once,
@@ -112,11 +124,15 @@ impl Server {
             };
             match accepted {
                 (Ok(place), Ok((stream, peer))) => {
+                    let Some(counted) = self.access.admit(peer.ip()) else {
+                        tracing::debug!(client = %peer.ip(), "closed: this address has too many connections");
+                        continue;
+                    };
                     let entrance = entrance.clone();
                     let alive = self.stay_alive();
                     tokio::spawn(async move {
                         connection::handle(entrance, stream, peer, alive).await;
-                        drop(place);
+                        drop((place, counted));
                     });
                 }
                 (_, Err(error)) => {

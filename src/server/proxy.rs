@@ -1,5 +1,7 @@
 //! Requests to the listener itself: CONNECT, absolute-form (RFC 9112 section 3.2), own pages.
 
+use std::time::Duration;
+
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap};
 use hyper::{Method, Request, Response};
@@ -7,12 +9,16 @@ use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 use url::Url;
 
-use super::connection::{IDLE, Peer, Role, greet, intercept};
+use super::access::stranger;
+use super::connection::{Peer, Role, greet, intercept};
 use super::respond::{Answer, Body, Trace, nothing};
 use super::{origin, pages, relay, tunnel};
 use crate::config::Authority;
 use crate::error::{Error, Kind};
 use crate::telemetry::METRICS;
+
+/// For the head of an answer to a request that is passed on.
+const FORWARD_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Answers a request. `may_connect` is false on a connection that came through CONNECT.
 pub async fn answer(peer: Peer, request: Request<Incoming>, may_connect: bool) -> Response<Body> {
@@ -28,6 +34,13 @@ pub async fn answer(peer: Peer, request: Request<Incoming>, may_connect: bool) -
         None => own_page(peer, request).await,
         Some(scheme) => absolute(peer, request, &scheme).await,
     }
+}
+
+/// Tells an address that may not use larder so.
+pub fn turn_away(peer: &Peer, request: &Request<Incoming>) -> Response<Body> {
+    let trace = Trace::begin(peer, request.method(), "?".to_owned());
+    let error = stranger(peer.addr.ip());
+    trace.send(Answer::error(&error).with_reason(&error))
 }
 
 async fn own_page(peer: Peer, request: Request<Incoming>) -> Response<Body> {
@@ -55,6 +68,10 @@ async fn absolute(peer: Peer, request: Request<Incoming>, scheme: &str) -> Respo
     };
     if peer.entrance.is_own(&authority) {
         return own_page(peer, request).await;
+    }
+    if let Err(e) = authorize(&peer, request.headers()).await {
+        let trace = Trace::begin(&peer, request.method(), shown(&authority));
+        return trace.send(Answer::error(&e));
     }
     if scheme == "https" && peer.entrance.server.is_intercepted(&authority) {
         return origin::answer(peer, authority, request).await;
@@ -95,7 +112,7 @@ async fn forward(
     *outgoing.method_mut() = parts.method;
     *outgoing.uri_mut() = parts.uri;
     *outgoing.headers_mut() = relay::forwarded(&parts.headers);
-    let deadline = Instant::now() + IDLE;
+    let deadline = Instant::now() + FORWARD_PATIENCE;
     let upstream = &server.cache.upstream;
     let response = upstream.send(outgoing, deadline, "forward").await?;
     Ok(relay::relay(response, &url, "fwd=bypass"))
@@ -122,6 +139,9 @@ async fn connect(peer: Peer, request: Request<Incoming>, may_connect: bool) -> R
     if peer.entrance.is_own(&authority) {
         trace.log("own", 200, 0);
         return upgrade(peer, request, |peer, io| greet(peer, io, Role::Pages));
+    }
+    if let Err(e) = authorize(&peer, request.headers()).await {
+        return refuse(trace, &e);
     }
     if server.is_intercepted(&authority) {
         if !server.ca.permits(&authority.host) {
@@ -157,7 +177,7 @@ async fn connect(peer: Peer, request: Request<Incoming>, may_connect: bool) -> R
             return;
         };
         METRICS.tunnels.inc();
-        let bytes = tunnel::run(TokioIo::new(near), far).await;
+        let bytes = tunnel::run(TokioIo::new(near), far, &server.config.limits).await;
         METRICS.tunnels.dec();
         trace.log("tunnel", 200, bytes);
     });
@@ -214,7 +234,23 @@ fn judge(peer: &Peer, authority: &Authority) -> Result<(), Error> {
             ),
         ));
     }
+    if !server.config.tunnels.permits(authority) {
+        return Err(Error::new(
+            Kind::Denied,
+            format!(
+                "{authority} is not tunnelled to (config key `tunnel`){}",
+                server.config.policy.whom_to_ask()
+            ),
+        ));
+    }
     Ok(())
+}
+
+async fn authorize(peer: &Peer, headers: &HeaderMap) -> Result<(), Error> {
+    let access = &peer.entrance.server.access;
+    access
+        .authorize(peer.addr.ip(), peer.standing, peer.certified, headers)
+        .await
 }
 
 /// Whether the request is one client's own: its answer is for nobody else.

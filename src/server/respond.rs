@@ -14,7 +14,7 @@ use hyper::body::{Body as _, Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
 use hyper::header::{
     ACCEPT_RANGES, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName,
-    HeaderValue, VIA,
+    HeaderValue, PROXY_AUTHENTICATE, VIA,
 };
 use hyper::{Method, Response, StatusCode};
 
@@ -103,6 +103,9 @@ impl Answer {
             error.kind().token(),
             sf_string(&error.to_string())
         ));
+        if error.kind() == Kind::Unauthenticated {
+            answer.header(PROXY_AUTHENTICATE, "Basic realm=\"larder\"");
+        }
         if error.kind() == Kind::BadRequest {
             // What else is on this connection is not to be trusted.
             answer.header(CONNECTION, "close");

@@ -8,27 +8,24 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
 
-/// At once.
-pub const TUNNELS: usize = 1024;
-/// Without a byte in either direction.
-const IDLE: Duration = Duration::from_secs(600);
-const TOTAL: Duration = Duration::from_secs(24 * 3600);
+use crate::config::Limits;
+
 const BUFFER: usize = 16 << 10;
 
 /// Copies until both sides are done, or a bound is reached. Returns the bytes that went to the
 /// client.
-pub async fn run(client: impl Stream, server: impl Stream) -> u64 {
+pub async fn run(client: impl Stream, server: impl Stream, limits: &Limits) -> u64 {
     let bytes = Arc::new(AtomicU64::new(0));
-    let moved = Activity::new();
+    let moved = Activity::new(limits.tunnel_idle);
     let (client_read, client_write) = tokio::io::split(client);
     let (server_read, server_write) = tokio::io::split(server);
     let up = pump(client_read, server_write, &moved, None);
     let down = pump(server_read, client_write, &moved, Some(&bytes));
     let both = async { tokio::try_join!(up, down) };
-    match timeout(TOTAL, both).await {
+    match timeout(limits.tunnel_lifetime, both).await {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => tracing::debug!(%error, "tunnel ended"),
-        Err(_) => tracing::info!("tunnel ended: open for a day"),
+        Err(_) => tracing::info!("tunnel ended: it was open for as long as tunnels may be"),
     }
     bytes.load(Ordering::Relaxed)
 }
@@ -40,11 +37,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 struct Activity {
     start: Instant,
     last: AtomicU64,
+    idle: Duration,
 }
 
 impl Activity {
-    fn new() -> Self {
+    fn new(idle: Duration) -> Self {
         Self {
+            idle,
             start: Instant::now(),
             last: AtomicU64::new(0),
         }
@@ -58,7 +57,7 @@ impl Activity {
     /// How long a wait may yet be.
     fn patience(&self) -> Duration {
         let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
-        (last + IDLE).saturating_sub(self.start.elapsed())
+        (last + self.idle).saturating_sub(self.start.elapsed())
     }
 }
 
@@ -85,7 +84,7 @@ async fn pump(
             // A client that reached the proxy over TLS has a buffer in between.
             to.flush().await
         };
-        timeout(IDLE, passed_on).await??;
+        timeout(moved.idle, passed_on).await??;
         if let Some(count) = count {
             count.fetch_add(n as u64, Ordering::Relaxed);
         }
@@ -101,7 +100,7 @@ mod tests {
     async fn each_side_may_finish_first() {
         let (mut client, near) = tokio::io::duplex(64);
         let (far, mut server) = tokio::io::duplex(64);
-        let tunnel = tokio::spawn(run(near, far));
+        let tunnel = tokio::spawn(async move { run(near, far, &Limits::default()).await });
         client.write_all(b"ask").await.unwrap();
         client.shutdown().await.unwrap();
         let mut got = Vec::new();
@@ -119,11 +118,12 @@ mod tests {
         let (_client, near) = tokio::io::duplex(64);
         let (far, mut server) = tokio::io::duplex(64);
         let start = Instant::now();
-        let tunnel = tokio::spawn(run(near, far));
-        tokio::time::sleep(IDLE / 2).await;
+        let tunnel = tokio::spawn(async move { run(near, far, &Limits::default()).await });
+        let idle = Limits::default().tunnel_idle;
+        tokio::time::sleep(idle / 2).await;
         server.write_all(b"x").await.unwrap();
         tunnel.await.unwrap();
         let lived = start.elapsed();
-        assert!(lived >= IDLE * 3 / 2 && lived < IDLE * 2, "{lived:?}");
+        assert!(lived >= idle * 3 / 2 && lived < idle * 2, "{lived:?}");
     }
 }

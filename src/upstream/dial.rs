@@ -10,7 +10,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
 use super::guard::{Reach, judge};
-use crate::config::{Authority, ConnectTo, HostName, Parent};
+use crate::config::{Authority, ConnectTo, HostName, Parent, Tunnels};
 use crate::error::{Error, Kind};
 
 /// For all addresses of a name together.
@@ -26,6 +26,8 @@ pub struct Dialer {
     pub connect_to: Vec<ConnectTo>,
     /// Hosts that the user named: they may be anywhere but larder itself.
     pub configured: Vec<Authority>,
+    /// What the user listed of hosts, ports and addresses to tunnel to
+    pub listed: Tunnels,
     pub parent: Option<ParentProxy>,
     /// Where larder listens.
     pub own: Vec<SocketAddr>,
@@ -65,12 +67,12 @@ impl Dialer {
             Reach::LikeTheUser => asked.port != 25,
             Reach::PublicOnly => asked.port == 443,
         };
-        match allowed {
+        match allowed || self.listed.lists_port(asked) {
             true => Ok(()),
             false => Err(Error::new(
                 Kind::Denied,
                 format!(
-                    "{asked}: port {} is not connected to; name the target with --connect-to if it is meant",
+                    "{asked}: port {} is not connected to; name the target with --tunnel or --connect-to if it is meant",
                     asked.port
                 ),
             )),
@@ -94,7 +96,7 @@ impl Dialer {
         {
             // Behind a parent, names are its to resolve: literals are all that can be judged.
             if let (Some(ip), Some(reach)) = (asked.host.ip(), guard) {
-                judge(ip, reach).map_err(|what| prohibited(asked, ip, what))?;
+                self.judge(asked, ip, reach)?;
             }
             let proxy = &parent.proxy.authority;
             let stream = self.connect(proxy, proxy, None).await.map_err(|e| {
@@ -123,8 +125,8 @@ impl Dialer {
                         "{asked} leads to {address}, which is larder itself; mend DNS, /etc/hosts or --connect-to"
                     ),
                 ));
-            } else if let Some(Err(what)) = guard.map(|reach| judge(address.ip(), reach)) {
-                refused = Some(prohibited(asked, address.ip(), what));
+            } else if let Some(Err(e)) = guard.map(|reach| self.judge(asked, address.ip(), reach)) {
+                refused = Some(e);
             } else {
                 allowed.push(address);
             }
@@ -164,6 +166,13 @@ impl Dialer {
         Err(last)
     }
 
+    fn judge(&self, asked: &Authority, ip: IpAddr, reach: Reach) -> Result<(), Error> {
+        match judge(ip, reach) {
+            Err(what) if !self.listed.lists(asked, ip) => Err(prohibited(asked, ip, what)),
+            _ => Ok(()),
+        }
+    }
+
     fn is_own(&self, address: SocketAddr) -> bool {
         self.own.iter().any(|listener| {
             listener.port() == address.port()
@@ -201,7 +210,7 @@ fn prohibited(asked: &Authority, ip: IpAddr, what: &str) -> Error {
     Error::new(
         Kind::ProhibitedAddress,
         format!(
-            "{asked} leads to {ip}, {what}, where larder does not connect; name it with --connect-to or --intercept if it is meant"
+            "{asked} leads to {ip}, {what}, where larder does not connect; name it with --tunnel, --connect-to or --intercept if it is meant"
         ),
     )
 }
@@ -320,6 +329,7 @@ mod tests {
             reach: Reach::LikeTheUser,
             connect_to: vec![],
             configured: vec![],
+            listed: Tunnels::default(),
             parent: None,
             own: vec![listener],
         }

@@ -1,0 +1,418 @@
+//! Who may use the proxy: addresses, credentials (RFC 7617 Basic, for proxies as in RFC 9110
+//! section 11.7), client certificates, and how many connections one address may have.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use base64::Engine as _;
+use hmac::{Hmac, Mac as _};
+use hyper::header::{HeaderMap, PROXY_AUTHORIZATION};
+use moka::sync::Cache;
+use sha2::Sha256;
+use tokio::sync::Semaphore;
+
+use crate::config::{Cidr, Config};
+use crate::error::{Error, Exit, Kind};
+use crate::telemetry::METRICS;
+
+/// A credential is not hashed again for so long: clients authenticate every CONNECT.
+const REMEMBERED: Duration = Duration::from_secs(300);
+const REMEMBERED_CREDENTIALS: u64 = 10_000;
+/// Wrong credentials from one address within [`FAILURES_FORGOTTEN`] before no more are looked at.
+const FAILURES: u32 = 10;
+const FAILURES_FORGOTTEN: Duration = Duration::from_secs(60);
+const FAILING_ADDRESSES: u64 = 10_000;
+/// Hashes computed at once, and requests that wait for one.
+const HASHES: usize = 2;
+const WAITING: usize = 64;
+/// How often the file is looked at for changes.
+const LOOK: Duration = Duration::from_secs(1);
+const FILE_LIMIT: u64 = 4 << 20;
+/// Seconds of work a guess, where `htpasswd -B` takes 5 and careful people 12.
+const MAX_COST: u32 = 15;
+
+/// What an address may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Use the proxy
+    Allowed,
+    /// Look at larder's own pages: this machine's own checks and commands
+    PagesOnly,
+    Stranger,
+}
+
+/// The gatekeeper of a server.
+pub struct Access {
+    allow_from: Vec<Cidr>,
+    users: Option<Users>,
+    wants_certificate: bool,
+    per_address: usize,
+    connections: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl Access {
+    pub fn new(config: &Config) -> Result<Self, Exit> {
+        let users = config.htpasswd.as_deref().map(Users::open).transpose()?;
+        Ok(Self {
+            allow_from: config.allow_from.clone(),
+            users,
+            wants_certificate: config.client_ca.is_some(),
+            per_address: config.limits.connections_per_address,
+            connections: Mutex::default(),
+        })
+    }
+
+    pub fn standing(&self, ip: IpAddr) -> Standing {
+        let ip = ip.to_canonical();
+        if self.allow_from.iter().any(|range| range.contains(ip)) {
+            Standing::Allowed
+        } else if ip.is_loopback() {
+            Standing::PagesOnly
+        } else {
+            Standing::Stranger
+        }
+    }
+
+    /// Whether a connection that says nothing of its user may be served as a proxy's.
+    pub fn is_open(&self) -> bool {
+        self.users.is_none() && !self.wants_certificate
+    }
+
+    /// Counts a connection of an address; none if it has too many.
+    pub fn admit(self: &Arc<Self>, ip: IpAddr) -> Option<Place> {
+        let from = network(ip);
+        let mut connections = self.connections.lock().unwrap_or_else(|e| e.into_inner());
+        let count = connections.entry(from).or_default();
+        if *count >= self.per_address {
+            METRICS.connections_refused.inc();
+            return None;
+        }
+        *count += 1;
+        Some(Place {
+            access: self.clone(),
+            from,
+        })
+    }
+
+    /// Whether the request may be proxied.
+    ///
+    /// # Errors
+    /// `Denied` for a foreign address or a missing certificate, `Unauthenticated` without good
+    /// credentials, `Busy` where too many wrong ones were given.
+    pub async fn authorize(
+        &self,
+        ip: IpAddr,
+        standing: Standing,
+        certified: bool,
+        headers: &HeaderMap,
+    ) -> Result<(), Error> {
+        if standing != Standing::Allowed {
+            return Err(stranger(ip));
+        }
+        if self.wants_certificate && !certified {
+            return Err(Error::new(
+                Kind::Denied,
+                "this proxy takes clients with a certificate alone: connect to it over TLS (HTTPS_PROXY=https://…) and present one",
+            ));
+        }
+        match &self.users {
+            Some(users) => users.check(ip, headers).await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// The refusal of an address that may not use larder.
+pub fn stranger(ip: IpAddr) -> Error {
+    Error::new(
+        Kind::Denied,
+        format!(
+            "{} may not use this proxy; its operator can add it to allow_from",
+            ip.to_canonical()
+        ),
+    )
+}
+
+/// A connection that counts; no more once it is dropped.
+pub struct Place {
+    access: Arc<Access>,
+    from: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let connections = self.access.connections.lock();
+        let mut connections = connections.unwrap_or_else(|e| e.into_inner());
+        if let Some(count) = connections.get_mut(&self.from) {
+            *count -= 1;
+            if *count == 0 {
+                connections.remove(&self.from);
+            }
+        }
+    }
+}
+
+/// Who has an IPv6 address has its /64.
+fn network(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(v6) => {
+            let bits = v6.to_bits() >> 64 << 64;
+            Ipv6Addr::from_bits(bits).into()
+        }
+        v4 => v4,
+    }
+}
+
+/// Users and their bcrypt hashes, as in an htpasswd file, read anew when that changes.
+struct Users {
+    path: PathBuf,
+    table: Mutex<Table>,
+    key: [u8; 32],
+    /// Credentials that were right, by keyed MAC
+    remembered: Cache<[u8; 32], ()>,
+    failures: Cache<IpAddr, Arc<AtomicU32>>,
+    hashes: Arc<Semaphore>,
+    waiting: Semaphore,
+}
+
+struct Table {
+    hashes: Arc<HashMap<String, String>>,
+    stamp: Option<(SystemTime, u64)>,
+    looked: Instant,
+    /// Part of every MAC: what was right by an older file is forgotten
+    generation: u64,
+}
+
+impl Users {
+    fn open(path: &Path) -> Result<Self, Exit> {
+        let bad = |why: String| {
+            Exit::usage(format!(
+                "htpasswd: {}: {why}; write it with `htpasswd -B`",
+                path.display()
+            ))
+        };
+        let hashes = read(path).map_err(bad)?;
+        let mut key = [0; 32];
+        rustls::crypto::aws_lc_rs::default_provider()
+            .secure_random
+            .fill(&mut key)
+            .map_err(|_| Exit::failed("the system gives no random bytes"))?;
+        Ok(Self {
+            path: path.to_owned(),
+            table: Mutex::new(Table {
+                hashes: Arc::new(hashes),
+                stamp: stamp(path),
+                looked: Instant::now(),
+                generation: 0,
+            }),
+            key,
+            remembered: Cache::builder()
+                .max_capacity(REMEMBERED_CREDENTIALS)
+                .time_to_live(REMEMBERED)
+                .build(),
+            failures: Cache::builder()
+                .max_capacity(FAILING_ADDRESSES)
+                .time_to_live(FAILURES_FORGOTTEN)
+                .build(),
+            hashes: Arc::new(Semaphore::new(HASHES)),
+            waiting: Semaphore::new(WAITING),
+        })
+    }
+
+    async fn check(&self, ip: IpAddr, headers: &HeaderMap) -> Result<(), Error> {
+        let missing = || {
+            Error::new(
+                Kind::Unauthenticated,
+                "this proxy takes a user and a password; write HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT",
+            )
+        };
+        let mut given = headers.get_all(PROXY_AUTHORIZATION).iter();
+        let (Some(value), None) = (given.next(), given.next()) else {
+            return Err(missing());
+        };
+        let (user, password) = basic(value.as_bytes()).ok_or_else(missing)?;
+        let (hashes, generation) = self.current().await;
+        let mac = self.mac(generation, &user, &password);
+        if self.remembered.contains_key(&mac) {
+            return Ok(());
+        }
+        let from = network(ip);
+        let failures = self.failures.get_with(from, Arc::default);
+        if failures.load(Ordering::Relaxed) >= FAILURES {
+            return Err(Error::new(
+                Kind::TooManyGuesses,
+                "too many wrong passwords from this address; wait a minute",
+            ));
+        }
+        let busy = || Error::new(Kind::Busy, "too many logins at once; try again");
+        let _waiting = self.waiting.try_acquire().map_err(|_| busy())?;
+        let permit = self.hashes.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| busy())?;
+        let known = hashes.get(&user).cloned();
+        // An unknown user takes as long as a known one.
+        let stand_in = hashes.values().next().cloned().unwrap_or_default();
+        let right = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let hash = known.as_deref().unwrap_or(&stand_in);
+            let right = bcrypt::verify(password, hash).unwrap_or(false);
+            right && known.is_some()
+        });
+        if right.await.unwrap_or(false) {
+            self.remembered.insert(mac, ());
+            return Ok(());
+        }
+        failures.fetch_add(1, Ordering::Relaxed);
+        METRICS.failed_logins.inc();
+        tracing::warn!(client = %ip, "a login to the proxy failed");
+        Err(Error::new(
+            Kind::Unauthenticated,
+            "the user or the password is wrong",
+        ))
+    }
+
+    fn mac(&self, generation: u64, user: &str, password: &str) -> [u8; 32] {
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(&self.key).expect("HMAC takes a key of any length");
+        mac.update(&generation.to_le_bytes());
+        mac.update(&(user.len() as u64).to_le_bytes());
+        mac.update(user.as_bytes());
+        mac.update(password.as_bytes());
+        mac.finalize().into_bytes().into()
+    }
+
+    /// The table, read anew where the file has changed. A file that turned bad changes nothing.
+    async fn current(&self) -> (Arc<HashMap<String, String>>, u64) {
+        let (stale, known) = {
+            let mut table = self.table.lock().unwrap_or_else(|e| e.into_inner());
+            let stale = table.looked.elapsed() > LOOK;
+            if stale {
+                table.looked = Instant::now();
+            }
+            (stale, table.stamp)
+        };
+        if stale {
+            let path = self.path.clone();
+            let read = tokio::task::spawn_blocking(move || {
+                let now = stamp(&path);
+                (now != known).then(|| (now, read(&path)))
+            });
+            match read.await {
+                Ok(Some((stamp, Ok(hashes)))) => {
+                    let mut table = self.table.lock().unwrap_or_else(|e| e.into_inner());
+                    table.hashes = Arc::new(hashes);
+                    table.stamp = stamp;
+                    table.generation += 1;
+                }
+                Ok(Some((_, Err(why)))) => {
+                    tracing::error!(path = %self.path.display(), why, "htpasswd cannot be read anew; the users stay as they were");
+                }
+                _ => {}
+            }
+        }
+        let table = self.table.lock().unwrap_or_else(|e| e.into_inner());
+        (table.hashes.clone(), table.generation)
+    }
+}
+
+fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+    let m = std::fs::metadata(path).ok()?;
+    Some((m.modified().ok()?, m.len()))
+}
+
+fn read(path: &Path) -> Result<HashMap<String, String>, String> {
+    let length = std::fs::metadata(path).map_err(|e| e.to_string())?.len();
+    if length > FILE_LIMIT {
+        return Err("is too large".into());
+    }
+    parse(&std::fs::read_to_string(path).map_err(|e| e.to_string())?)
+}
+
+/// Lines of `USER:HASH`, where the hash is bcrypt's. The words never show a hash.
+fn parse(text: &str) -> Result<HashMap<String, String>, String> {
+    let mut hashes = HashMap::new();
+    for (i, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let at = i + 1;
+        let (user, hash) = line
+            .split_once(':')
+            .ok_or_else(|| format!("line {at} is not USER:HASH"))?;
+        let parts: bcrypt::HashParts = hash
+            .parse()
+            .map_err(|_| format!("line {at}: the hash of {user:?} is not bcrypt's"))?;
+        if parts.get_cost() > MAX_COST {
+            return Err(format!(
+                "line {at}: the hash of {user:?} costs {}, more than {MAX_COST}",
+                parts.get_cost()
+            ));
+        }
+        hashes.insert(user.to_owned(), hash.to_owned());
+    }
+    match hashes.is_empty() {
+        true => Err("names no user".into()),
+        false => Ok(hashes),
+    }
+}
+
+/// User and password of `Basic …`.
+fn basic(value: &[u8]) -> Option<(String, String)> {
+    let text = std::str::from_utf8(value).ok()?;
+    let (scheme, token) = text.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let decoded = base64::engine::general_purpose::STANDARD
+        .decode(token.trim())
+        .ok()?;
+    let decoded = String::from_utf8(decoded).ok()?;
+    let (user, password) = decoded.split_once(':')?;
+    Some((user.to_owned(), password.to_owned()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn only_bcrypt_is_taken_and_no_hash_is_shown() {
+        let hash = bcrypt::hash("secret", 4).unwrap();
+        let users = parse(&format!("# people\n\nann:{hash}\r\n")).unwrap();
+        assert_eq!(users["ann"], hash);
+        let dear = hash.replace("$04$", "$31$");
+        for bad in [
+            "ann",
+            "",
+            "ann:$apr1$x$yyyyyyyyyyyyyyyyyyyyyy",
+            "ann:{SHA}5en6G6MezRroT3XKqkdPOmY/BfQ=",
+            "ann:plain",
+            &format!("ann:{dear}"),
+        ] {
+            let why = parse(bad).unwrap_err();
+            assert!(!why.contains("$") && !why.contains("{SHA}"), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_network_is_an_address_or_a_64() {
+        let of = |ip: &str| network(ip.parse().unwrap()).to_string();
+        assert_eq!(of("10.1.2.3"), "10.1.2.3");
+        assert_eq!(of("::ffff:10.1.2.3"), "10.1.2.3");
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+    }
+
+    proptest! {
+        #[test]
+        fn any_header_is_survived(value in proptest::collection::vec(any::<u8>(), 0..60)) {
+            basic(&value);
+            basic(&[b"Basic ", &value[..]].concat());
+        }
+    }
+}
