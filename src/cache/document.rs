@@ -41,6 +41,8 @@ pub struct Document {
     pub lifetime: Duration,
     /// The Accept header that chose it, where upstream says that this mattered
     pub accept: Option<String>,
+    /// For a version list: since when upstream has sent one that lost most of its versions
+    pub doubtful_since: Option<SystemTime>,
     /// For a provider's download document: what it says
     pub download: Option<Arc<Download>>,
 }
@@ -59,6 +61,9 @@ struct Line {
     /// Milliseconds
     lifetime: u64,
     accept: Option<String>,
+    /// Milliseconds since 1970
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    doubtful_since: Option<u64>,
     download: Option<Download>,
 }
 
@@ -75,6 +80,7 @@ impl Document {
             validated: SystemTime::now(),
             lifetime: Duration::ZERO,
             accept: None,
+            doubtful_since: None,
             download: None,
         }
     }
@@ -105,7 +111,6 @@ impl Document {
 
     /// The file's bytes.
     pub fn to_file(&self) -> Vec<u8> {
-        let since = self.validated.duration_since(SystemTime::UNIX_EPOCH);
         let line = Line {
             key: self.key.clone(),
             kind: self.kind,
@@ -113,9 +118,10 @@ impl Document {
             status: self.status.as_u16(),
             headers: headers_to_text(&self.headers),
             sha256: Digest::of(&self.body).to_string(),
-            validated: since.unwrap_or_default().as_millis() as u64,
+            validated: millis(self.validated),
             lifetime: self.lifetime.as_millis() as u64,
             accept: self.accept.clone(),
+            doubtful_since: self.doubtful_since.map(millis),
             download: self.download.as_deref().cloned(),
         };
         let mut bytes = serde_json::to_vec(&line).unwrap_or_default();
@@ -141,6 +147,9 @@ impl Document {
             validated: SystemTime::UNIX_EPOCH + Duration::from_millis(line.validated),
             lifetime: Duration::from_millis(line.lifetime),
             accept: line.accept,
+            doubtful_since: line
+                .doubtful_since
+                .map(|since| SystemTime::UNIX_EPOCH + Duration::from_millis(since)),
             download: line.download.map(|mut download| {
                 download.keys = signing_keys(&body);
                 Arc::new(download)
@@ -148,6 +157,11 @@ impl Document {
             body,
         })
     }
+}
+
+fn millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_millis() as u64
 }
 
 /// Where a document of that key is kept.
@@ -424,6 +438,7 @@ mod tests {
             validated: SystemTime::UNIX_EPOCH + Duration::from_secs(9),
             lifetime: Duration::from_secs(60),
             accept: None,
+            doubtful_since: None,
             download: None,
         };
         let bytes = document.to_file();

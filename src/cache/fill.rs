@@ -508,6 +508,9 @@ impl Writer {
     fn spill(&self, download: Box<Download>, hasher: Hasher, full: &Full) {
         let url = shown_url(&self.source.url);
         match full {
+            Full::TooLarge => {
+                tracing::warn!(%url, "larger than max_archive_size; passing this archive through, verified")
+            }
             Full::NoRoom => {
                 tracing::warn!(%url, "no room to keep this archive; passing it through, verified")
             }

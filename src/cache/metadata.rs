@@ -1,24 +1,24 @@
 //! Documents that pass through: fresh, revalidated, or the last good one when upstream fails.
 
 use std::collections::HashMap;
-use std::io::Read as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use hyper::body::Incoming;
 use hyper::header::{
-    ACCEPT, ACCEPT_ENCODING, AGE, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue,
-    IF_MODIFIED_SINCE, IF_NONE_MATCH,
+    ACCEPT, ACCEPT_ENCODING, AGE, CONTENT_ENCODING, HeaderMap, HeaderValue, IF_MODIFIED_SINCE,
+    IF_NONE_MATCH,
 };
 use hyper::{Method, Response, StatusCode};
 use moka::sync::Cache;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
+use super::body::{decode, is_text, read_body};
 use super::catalogue::Catalogue;
 use super::document::{Document, Freshness, end_to_end};
 use super::shelf::Shelf;
@@ -29,24 +29,32 @@ use crate::telemetry::METRICS;
 use crate::terraform::registry::{Download, check, holds_signed_url};
 use crate::terraform::route::Kind;
 use crate::terraform::sums::Sums;
+use crate::terraform::versions::Loss;
 use crate::upstream::download::length;
-use crate::upstream::{Ask, TRIES, Upstream, backoff, chunk, shown_url};
+use crate::upstream::{Ask, TRIES, Upstream, backoff, shown_url};
 
 /// Clients give up after 10 s: what is behind one request must be over before.
 const DEADLINE: Duration = Duration::from_secs(7);
 const DEADLINE_WITH_LAST_GOOD: Duration = Duration::from_secs(3);
-/// A larger document is passed through, unkept.
-pub const DOCUMENT_LIMIT: usize = 16 << 20;
 /// From here on a body may take longer than the deadline, as long as it moves.
 const LARGE: u64 = 1 << 20;
 const LARGE_DEADLINE: Duration = Duration::from_secs(60);
-const IDLE: Duration = Duration::from_secs(7);
 const HOT_BYTES: u64 = 64 << 20;
 /// How long a doubt lasts if nobody asks.
 const DOUBT: Duration = Duration::from_secs(3600);
 
+/// What is held of documents, and for how long against the odds.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Bytes; a larger document is passed through, unkept
+    pub document: usize,
+    /// How long a version list that lost most of its versions is not believed
+    pub list_grace: Duration,
+}
+
 /// The documents of one data dir.
 pub struct Metadata {
+    bounds: Bounds,
     shelf: Shelf,
     upstream: Arc<Upstream>,
     catalogue: Catalogue,
@@ -109,12 +117,17 @@ pub enum How {
 
 impl Metadata {
     /// Reads which documents are kept. What they say of archives is known before this returns.
-    pub fn open(data_dir: &Path, upstream: Arc<Upstream>) -> Result<Arc<Self>, Exit> {
+    pub fn open(
+        data_dir: &Path,
+        upstream: Arc<Upstream>,
+        bounds: Bounds,
+    ) -> Result<Arc<Self>, Exit> {
         let catalogue = Catalogue::default();
         let shelf = Shelf::open(data_dir, |document| {
             learn(&catalogue, document, &document.base);
         })?;
         Ok(Arc::new(Self {
+            bounds,
             shelf,
             upstream,
             catalogue,
@@ -265,10 +278,10 @@ impl Metadata {
             purpose: "metadata",
         };
         let (parts, body) = self.upstream.ask(&ask).await?.into_parts();
-        let body = timeout_at(deadline, read_body(body, url))
+        let body = timeout_at(deadline, read_body(body, url, self.bounds.document))
             .await
             .unwrap_or(Ok(None))?;
-        let body = body.map(|body| decode(&parts.headers, body));
+        let body = body.map(|body| decode(&parts.headers, body, self.bounds.document));
         match body {
             Some(Ok(Some(body))) => Ok((parts.status, body)),
             _ => Err(nonsense(url, "is too large or too slow")),
@@ -385,7 +398,7 @@ impl Metadata {
             let response = self.upstream.ask(&ask).await?;
             let outcome = match (response.status(), &held) {
                 (StatusCode::NOT_MODIFIED, Some(held)) => {
-                    let document = self.vouched(held, &wish.url, response.headers());
+                    let document = self.vouched(held, &wish.url, response.headers()).await;
                     return Ok(Fetched::Document(document, Vouched::Again));
                 }
                 (StatusCode::NOT_MODIFIED, None) => {
@@ -410,7 +423,7 @@ impl Metadata {
     }
 
     /// Upstream vouched for the held document again (RFC 9111 section 4.3.4).
-    fn vouched(&self, held: &Document, url: &Url, headers: &HeaderMap) -> Arc<Document> {
+    async fn vouched(&self, held: &Document, url: &Url, headers: &HeaderMap) -> Arc<Document> {
         let mut document = held.clone();
         let mut fresh = end_to_end(headers);
         // The held bytes are identity, whatever coding the 304 speaks of.
@@ -425,10 +438,14 @@ impl Metadata {
         document.validated = SystemTime::now();
         document.lifetime =
             Freshness::of(document.kind, document.status, &document.headers).lifetime;
+        let was_doubtful = document.doubtful_since.take().is_some();
         let document = Arc::new(document);
         learn(&self.catalogue, &document, url);
         self.hot.insert(document.key.clone(), document.clone());
         self.shelf.vouch(&document.key, document.validated);
+        if was_doubtful {
+            self.write(&document).await;
+        }
         document
     }
 
@@ -440,7 +457,7 @@ impl Metadata {
     ) -> Result<Fetched, Error> {
         let (parts, body) = response.into_parts();
         let announced = length(&parts.headers);
-        if announced.is_some_and(|length| length > DOCUMENT_LIMIT as u64) {
+        if announced.is_some_and(|length| length > self.bounds.document as u64) {
             return Ok(Fetched::TooLarge);
         }
         let large = announced.is_none_or(|length| length > LARGE);
@@ -453,7 +470,7 @@ impl Metadata {
             Some(length) if patient && length > LARGE => deadline + LARGE_DEADLINE - DEADLINE,
             _ => deadline,
         };
-        let read = timeout_at(deadline, read_body(body, &wish.url)).await;
+        let read = timeout_at(deadline, read_body(body, &wish.url, self.bounds.document)).await;
         let Some(body) = read.unwrap_or_else(|_| {
             Err(Error::new(
                 ErrorKind::Timeout,
@@ -466,13 +483,15 @@ impl Metadata {
         else {
             return Ok(Fetched::TooLarge);
         };
-        let Some(body) = decode(&parts.headers, body).map_err(|why| nonsense(&wish.url, &why))?
+        let Some(body) = decode(&parts.headers, body, self.bounds.document)
+            .map_err(|why| nonsense(&wish.url, &why))?
         else {
             return Ok(Fetched::TooLarge);
         };
         if parts.status.is_success() {
             // Where a document is expected, an empty success is none.
             check(wish.kind, &wish.url, &body).map_err(|why| nonsense(&wish.url, &why))?;
+            self.check_against_last_good(wish, &body).await?;
         }
         let freshness = Freshness::of(wish.kind, parts.status, &parts.headers);
         let mut headers = end_to_end(&parts.headers);
@@ -498,6 +517,7 @@ impl Metadata {
             accept: freshness
                 .by_accept
                 .then(|| accept.unwrap_or_default().to_owned()),
+            doubtful_since: None,
             download,
         });
         if freshness.keep {
@@ -533,6 +553,42 @@ impl Metadata {
         if headers || holds_signed_url(&document.body) {
             return;
         }
+        self.write(document).await;
+    }
+
+    /// A list that suddenly lost most of its versions is not believed for some time: the last good
+    /// one may well be the true one.
+    async fn check_against_last_good(&self, wish: &Wish, body: &[u8]) -> Result<(), Error> {
+        let Some(last) = self.held(&url_key(&wish.url)).await else {
+            return Ok(());
+        };
+        let Some(lost) = (last.status == StatusCode::OK)
+            .then(|| Loss::between(wish.kind, &last.body, body))
+            .flatten()
+        else {
+            return Ok(());
+        };
+        let now = SystemTime::now();
+        // A clock that was set back begins anew.
+        let since = last.doubtful_since.filter(|since| *since <= now);
+        let url = shown_url(&wish.url);
+        let doubted = now.duration_since(since.unwrap_or(now)).unwrap_or_default();
+        if doubted >= self.bounds.list_grace {
+            tracing::warn!(%url, %lost, "a version list lost most of its versions and stayed so; believed from now on");
+            return Ok(());
+        }
+        tracing::error!(%url, %lost, "a version list lost most of its versions; the last good one serves until version_list_grace is over");
+        if since.is_none() {
+            let mut marked = Document::clone(&last);
+            marked.doubtful_since = Some(now);
+            let marked = Arc::new(marked);
+            self.hot.insert(marked.key.clone(), marked.clone());
+            self.write(&marked).await;
+        }
+        Err(nonsense(&wish.url, &format!("{lost}")))
+    }
+
+    async fn write(&self, document: &Document) {
         match self.shelf.write(document).await {
             Ok(gone) => gone.iter().for_each(|key| self.drop_document(key)),
             Err(error) => {
@@ -556,53 +612,12 @@ fn learn(catalogue: &Catalogue, document: &Document, url: &Url) {
     }
 }
 
-/// Whether an answer says that it is for reading.
-fn is_text(headers: &HeaderMap) -> bool {
-    let kind = headers
-        .get(CONTENT_TYPE)
-        .map_or("", |value| value.to_str().unwrap_or_default());
-    ["text/", "json", "xml", "pgp"]
-        .iter()
-        .any(|mark| kind.contains(mark))
-}
-
 /// Takes a flight out of the table.
 struct Landing(Arc<Metadata>, String);
 
 impl Drop for Landing {
     fn drop(&mut self) {
         lock(&self.0.flights).remove(&self.1);
-    }
-}
-
-/// None where it is over the limit.
-async fn read_body(mut body: Incoming, url: &Url) -> Result<Option<Bytes>, Error> {
-    let mut bytes = BytesMut::new();
-    while let Some(next) = chunk(&mut body, IDLE, url).await? {
-        if bytes.len() + next.len() > DOCUMENT_LIMIT {
-            return Ok(None);
-        }
-        bytes.extend_from_slice(&next);
-    }
-    Ok(Some(bytes.freeze()))
-}
-
-/// Undoes a coding that was not asked for. None where the result is over the limit.
-fn decode(headers: &HeaderMap, body: Bytes) -> Result<Option<Bytes>, String> {
-    let coding = headers
-        .get(CONTENT_ENCODING)
-        .map_or("identity", |value| value.to_str().unwrap_or("?"));
-    match coding.trim().to_ascii_lowercase().as_str() {
-        "" | "identity" => Ok(Some(body)),
-        "gzip" | "x-gzip" => {
-            let mut out = Vec::new();
-            flate2::read::MultiGzDecoder::new(&body[..])
-                .take(DOCUMENT_LIMIT as u64 + 1)
-                .read_to_end(&mut out)
-                .map_err(|e| format!("is no gzip, though it says so: {e}"))?;
-            Ok((out.len() <= DOCUMENT_LIMIT).then(|| out.into()))
-        }
-        other => Err(format!("is coded in {other}, which was not asked for")),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Who may have which bytes when: documents, expected digests, fills and their followers.
 
+mod body;
 pub mod catalogue;
 pub mod document;
 pub mod expect;
@@ -33,8 +34,6 @@ use follower::Direct;
 use metadata::{Metadata, offline};
 use trust::Judge;
 
-/// Fills at once; beyond, archives are passed through, verified and unkept.
-const FILLS: usize = 128;
 /// Blobs that are hashed again at once.
 const RECHECKS: usize = 2;
 /// For everything behind a HEAD of an archive that is not held.
@@ -47,6 +46,8 @@ pub struct Cache {
     pub upstream: Arc<Upstream>,
     sources: Sources,
     fills: Mutex<HashMap<String, Arc<Fill>>>,
+    /// How many there may be at once
+    fill_limit: usize,
     orphans: Arc<Orphans>,
     rechecks: Semaphore,
 }
@@ -94,6 +95,7 @@ impl Cache {
         store: Arc<Store>,
         upstream: Arc<Upstream>,
         judge: Arc<Judge>,
+        fill_limit: usize,
     ) -> Arc<Self> {
         Arc::new(Self {
             sources: Sources::new(metadata.clone(), store.clone(), judge),
@@ -101,6 +103,7 @@ impl Cache {
             store,
             upstream,
             fills: Mutex::default(),
+            fill_limit,
             orphans: Arc::default(),
             rechecks: Semaphore::new(RECHECKS),
         })
@@ -306,7 +309,7 @@ impl Cache {
         {
             return Joined::Held(held);
         }
-        if fills.len() >= FILLS {
+        if fills.len() >= self.fill_limit {
             return Joined::TooMany;
         }
         let fill_key = digest.map_or_else(|| key.to_owned(), |digest| digest.to_string());

@@ -46,7 +46,7 @@ pub fn main(common: &CommonArgs, args: &Args) -> Result<ExitCode, Exit> {
         None => {
             let _instance = Instance::take(&config.data_dir, false)?;
             // Without a budget: what is evicted is counted.
-            let store = Store::open(&config.data_dir, Some(u64::MAX))?;
+            let store = Store::open(&config.data_dir, Some(u64::MAX), u64::MAX)?;
             store.gc(max_size, unused_for)
         }
     };

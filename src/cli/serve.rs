@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::ca::{Ca, bundle};
 use crate::cache::Cache;
-use crate::cache::metadata::Metadata;
+use crate::cache::metadata::{Bounds, Metadata};
 use crate::cache::trust::Judge;
 use crate::config::{Cidr, CommonArgs, Config, HostName, Parent, ServeArgs};
 use crate::digest::Digest;
@@ -78,7 +78,11 @@ async fn serve(
         config.republished,
         super::keyring(&config)?,
     ));
-    let store = Store::open(&config.data_dir, config.max_size)?;
+    let store = Store::open(
+        &config.data_dir,
+        config.max_size,
+        config.limits.archive_bytes,
+    )?;
     let listeners = bind(&config).await?;
     let addrs: Vec<_> = listeners
         .iter()
@@ -99,8 +103,15 @@ async fn serve(
     let upstream = Upstream::new(Arc::new(dialer), roots)
         .map(Arc::new)
         .map_err(|e| Exit::failed(format!("TLS cannot start: {e}")))?;
-    let metadata = Metadata::open(&config.data_dir, upstream.clone())?;
-    let cache = Cache::new(metadata, store, upstream, judge);
+    let metadata = Metadata::open(
+        &config.data_dir,
+        upstream.clone(),
+        Bounds {
+            document: config.limits.metadata_bytes,
+            list_grace: config.version_list_grace,
+        },
+    )?;
+    let cache = Cache::new(metadata, store, upstream, judge, config.limits.fills);
     let token = token()?;
     if let Some(first) = addrs.first() {
         instance

@@ -36,6 +36,8 @@ pub struct Store {
     cache: PathBuf,
     tmp: PathBuf,
     budget: u64,
+    /// Of one archive
+    archive_limit: u64,
     temporary: AtomicU64,
     /// What names once stood for, also where it was evicted
     pub ledger: Ledger,
@@ -67,7 +69,11 @@ pub struct Freed {
 impl Store {
     /// Opens the store in `data_dir`, empties `tmp/`, mends what a crash left, and evicts what the
     /// budget no longer holds.
-    pub fn open(data_dir: &Path, budget: Option<u64>) -> Result<Arc<Self>, Exit> {
+    pub fn open(
+        data_dir: &Path,
+        budget: Option<u64>,
+        archive_limit: u64,
+    ) -> Result<Arc<Self>, Exit> {
         let (cache, tmp) = (data_dir.join("cache"), data_dir.join("tmp"));
         let broken = |path: &Path, e: io::Error| {
             Exit::usage(format!(
@@ -91,6 +97,7 @@ impl Store {
             cache,
             tmp,
             budget,
+            archive_limit,
             temporary: AtomicU64::new(0),
             ledger: Ledger::open(data_dir).map_err(|e| broken(&data_dir.join("seen"), e))?,
             inner: Mutex::new(inner),
@@ -419,7 +426,7 @@ mod tests {
     #[test]
     fn cacache_reads_what_was_committed() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), Some(1 << 20)).unwrap();
+        let store = Store::open(dir.path(), Some(1 << 20), u64::MAX).unwrap();
         let digest = put(&store, "https://h/a.zip", b"archive");
         let cache = dir.path().join("cache");
         assert_eq!(
@@ -435,7 +442,7 @@ mod tests {
     #[test]
     fn wrong_bytes_get_no_name_and_leave_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), Some(1 << 20)).unwrap();
+        let store = Store::open(dir.path(), Some(1 << 20), u64::MAX).unwrap();
         let mut staged = store.stage(Some(3)).unwrap();
         staged.append(b"bad").unwrap();
         let found = staged.verify(Digest::of(b"good")).err().unwrap();
@@ -447,7 +454,7 @@ mod tests {
     #[test]
     fn reserved_and_stored_stay_within_the_budget_and_the_least_used_goes_first() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), Some(10)).unwrap();
+        let store = Store::open(dir.path(), Some(10), u64::MAX).unwrap();
         let a = put(&store, "a", b"aaaa");
         let b = put(&store, "b", b"bbbb");
         assert!(store.open_blob(a).is_some());
@@ -467,7 +474,7 @@ mod tests {
     #[test]
     fn an_unannounced_length_is_reserved_as_it_grows() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), Some(20 << 20)).unwrap();
+        let store = Store::open(dir.path(), Some(20 << 20), u64::MAX).unwrap();
         let mut staged = store.stage(None).unwrap();
         let chunk = vec![0; 1 << 20];
         for _ in 0..16 {
@@ -481,7 +488,7 @@ mod tests {
     fn a_reader_outlives_the_removal() {
         use std::os::unix::fs::FileExt as _;
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), Some(10)).unwrap();
+        let store = Store::open(dir.path(), Some(10), u64::MAX).unwrap();
         let a = put(&store, "a", b"aaaa");
         let held = store.open_blob(a).unwrap();
         assert_eq!(
@@ -501,7 +508,7 @@ mod tests {
     fn a_start_finds_blobs_names_and_order_and_empties_tmp() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = {
-            let store = Store::open(dir.path(), Some(100)).unwrap();
+            let store = Store::open(dir.path(), Some(100), u64::MAX).unwrap();
             (put(&store, "a", b"aaaa"), put(&store, "b", b"bbbb"))
         };
         let old = SystemTime::now() - Duration::from_secs(3600);
@@ -510,7 +517,7 @@ mod tests {
         file.set_times(fs::FileTimes::new().set_accessed(old))
             .unwrap();
         fs::write(dir.path().join("tmp/fill-0"), "partial").unwrap();
-        let store = Store::open(dir.path(), Some(100)).unwrap();
+        let store = Store::open(dir.path(), Some(100), u64::MAX).unwrap();
         assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
         assert_eq!((store.find("a"), store.find("b")), (Some(a), Some(b)));
         assert!(!store.open_blob(a).unwrap().checked);
@@ -521,7 +528,7 @@ mod tests {
     #[test]
     fn a_changed_file_is_noticed_and_a_rotten_one_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), Some(100)).unwrap();
+        let store = Store::open(dir.path(), Some(100), u64::MAX).unwrap();
         let a = put(&store, "a", b"aaaa");
         let held = store.open_blob(a).unwrap();
         assert!(held.checked && store.recheck(&held));
@@ -542,7 +549,11 @@ mod tests {
     #[test]
     fn torn_index_lines_are_dropped_at_the_start() {
         let dir = tempfile::tempdir().unwrap();
-        let digest = put(&Store::open(dir.path(), Some(100)).unwrap(), "a", b"aaaa");
+        let digest = put(
+            &Store::open(dir.path(), Some(100), u64::MAX).unwrap(),
+            "a",
+            b"aaaa",
+        );
         let cache = dir.path().join("cache");
         let bucket = index::buckets(&cache).next().unwrap().unwrap().path;
         let mut text = fs::read_to_string(&bucket).unwrap();
@@ -550,7 +561,9 @@ mod tests {
         fs::write(&bucket, text).unwrap();
         assert_eq!(check_all(dir.path()).unwrap().len(), 1);
         assert_eq!(
-            Store::open(dir.path(), Some(100)).unwrap().find("a"),
+            Store::open(dir.path(), Some(100), u64::MAX)
+                .unwrap()
+                .find("a"),
             Some(digest)
         );
         assert_eq!(check_all(dir.path()).unwrap().len(), 0);

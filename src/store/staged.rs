@@ -35,6 +35,8 @@ pub struct Verified {
 pub enum Full {
     /// The budget or the disk has no room.
     NoRoom,
+    /// It is larger than what is kept.
+    TooLarge,
     Disk(io::Error),
 }
 
@@ -42,6 +44,9 @@ impl Store {
     /// Starts a staged file; the space for `len` bytes is reserved, in the budget and on the disk,
     /// before this returns.
     pub fn stage(self: &Arc<Self>, len: Option<u64>) -> Result<Staged, Full> {
+        if len.is_some_and(|len| len > self.archive_limit) {
+            return Err(Full::TooLarge);
+        }
         let reserved = len.unwrap_or(STEP);
         self.reserve(reserved)?;
         let mut created = self.create_staged(len);
@@ -116,6 +121,9 @@ impl Staged {
     /// Appends and hashes. After an error the bytes so far are as they were.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), Full> {
         let len = self.len + bytes.len() as u64;
+        if len > self.store.archive_limit {
+            return Err(Full::TooLarge);
+        }
         while len > self.reserved {
             self.store.reserve(STEP)?;
             self.reserved += STEP;

@@ -6,3 +6,4 @@ pub mod registry;
 pub mod route;
 pub mod signature;
 pub mod sums;
+pub mod versions;
