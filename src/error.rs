@@ -21,6 +21,8 @@ pub enum Kind {
     Misdirected,
     /// Policy forbids it.
     Denied,
+    /// A rule of the operator's forbids that version or provider.
+    Policy,
     /// The proxy's user did not say who they are, or wrongly.
     Unauthenticated,
     /// Too many wrong passwords.
@@ -82,7 +84,7 @@ impl Kind {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
-            Self::Denied | Self::ProhibitedAddress => StatusCode::FORBIDDEN,
+            Self::Denied | Self::Policy | Self::ProhibitedAddress => StatusCode::FORBIDDEN,
             Self::Unauthenticated => StatusCode::PROXY_AUTHENTICATION_REQUIRED,
             Self::TooManyGuesses => StatusCode::TOO_MANY_REQUESTS,
             Self::NotFound => StatusCode::NOT_FOUND,
@@ -104,7 +106,9 @@ impl Kind {
     pub fn token(self) -> &'static str {
         match self {
             Self::BadRequest | Self::Misdirected | Self::NotFound => "http_request_error",
-            Self::Denied | Self::Unauthenticated | Self::TooManyGuesses => "http_request_denied",
+            Self::Denied | Self::Policy | Self::Unauthenticated | Self::TooManyGuesses => {
+                "http_request_denied"
+            }
             Self::ProhibitedAddress => "destination_ip_prohibited",
             Self::Offline => "destination_unavailable",
             Self::Busy => "connection_limit_reached",

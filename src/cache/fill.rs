@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use hyper::StatusCode;
 use hyper::body::Incoming;
 use hyper::header::HeaderMap;
@@ -126,6 +127,7 @@ impl Fill {
         sources: Sources,
         source: Source,
         orphans: Arc<Orphans>,
+        admit: Admit,
         done: impl FnOnce(&Arc<Self>) + Send + 'static,
     ) -> Arc<Self> {
         let (sender, state) = watch::channel(State {
@@ -153,6 +155,7 @@ impl Fill {
                 sources,
                 source,
                 sender,
+                admit,
             };
             tokio::select! {
                 () = writer.run() => {}
@@ -288,7 +291,11 @@ struct Writer {
     source: Source,
     learning: Learning,
     sender: watch::Sender<State>,
+    admit: Admit,
 }
+
+/// Whether an archive with such headers may be had at all.
+pub type Admit = Box<dyn Fn(Url, HeaderMap) -> BoxFuture<'static, Result<(), Error>> + Send + Sync>;
 
 /// A staged file, or its remains and why it cannot grow.
 type Written = (Staged, Result<(), Full>);
@@ -304,6 +311,9 @@ impl Writer {
             Err(e) => return self.end(Phase::Failed(e)),
         };
         let head = download.head().clone();
+        if let Err(e) = (self.admit)(self.source.url.clone(), head.headers.clone()).await {
+            return self.end(Phase::Failed(e));
+        }
         let staged = {
             let (store, length) = (self.sources.store.clone(), head.length);
             blocking(move || store.stage(length)).await

@@ -1,5 +1,6 @@
 //! Who may have which bytes when: documents, expected digests, fills and their followers.
 
+pub mod admission;
 mod body;
 pub mod catalogue;
 pub mod document;
@@ -8,10 +9,12 @@ pub mod fill;
 pub mod follower;
 pub mod metadata;
 mod shelf;
+mod sightings;
 pub mod trust;
 pub mod verdict;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -32,6 +35,7 @@ use expect::{Expected, Sources, Verdict};
 use fill::{Fill, FollowGuard, NoArchive, Orphans, Refusal};
 use follower::Direct;
 use metadata::{Metadata, offline};
+use sightings::Sightings;
 use trust::Judge;
 
 /// Blobs that are hashed again at once.
@@ -45,6 +49,7 @@ pub struct Cache {
     pub store: Arc<Store>,
     pub upstream: Arc<Upstream>,
     sources: Sources,
+    sightings: Sightings,
     fills: Mutex<HashMap<String, Arc<Fill>>>,
     /// How many there may be at once
     fill_limit: usize,
@@ -96,8 +101,10 @@ impl Cache {
         upstream: Arc<Upstream>,
         judge: Arc<Judge>,
         fill_limit: usize,
+        data_dir: &Path,
     ) -> Arc<Self> {
         Arc::new(Self {
+            sightings: Sightings::new(data_dir),
             sources: Sources::new(metadata.clone(), store.clone(), judge),
             metadata,
             store,
@@ -126,6 +133,8 @@ impl Cache {
         let digest = self.settled(url).await?;
         self.gate(url, digest, &HeaderMap::new()).await?;
         if let Some(held) = self.held(digest, &key).await {
+            let headers = document::headers_from_text(&held.record.headers);
+            self.admit_archive(url, Some(&headers)).await?;
             return Ok(Archive::Held(held));
         }
         if self.upstream.is_offline() {
@@ -172,6 +181,8 @@ impl Cache {
         let digest = self.settled(url).await?;
         self.gate(url, digest, &HeaderMap::new()).await?;
         if let Some(held) = digest.and_then(|digest| self.store.open_blob(digest)) {
+            let headers = document::headers_from_text(&held.record.headers);
+            self.admit_archive(url, Some(&headers)).await?;
             return Ok(HeadOnly::Held(held));
         }
         if self.upstream.is_offline() {
@@ -185,7 +196,15 @@ impl Cache {
                 headers: head.headers.clone(),
             });
         }
-        self.ask_head(url, headers, deadline).await
+        let head = self.ask_head(url, headers, deadline).await?;
+        if let HeadOnly::Upstream {
+            status, headers, ..
+        } = &head
+            && status.is_success()
+        {
+            self.admit_archive(url, Some(headers)).await?;
+        }
+        Ok(head)
     }
 
     async fn ask_head(
@@ -280,6 +299,7 @@ impl Cache {
         digest: Option<Digest>,
         credentials: &HeaderMap,
     ) -> Result<(), Error> {
+        self.admit_archive(url, None).await?;
         let sources = &self.sources;
         if !sources.wants_signature(url) {
             return Ok(());
@@ -314,11 +334,16 @@ impl Cache {
         }
         let fill_key = digest.map_or_else(|| key.to_owned(), |digest| digest.to_string());
         let (this, done_key) = (self.clone(), fill_key.clone());
+        let gate = self.clone();
         let fill = Fill::start(
             self.upstream.clone(),
             self.sources.clone(),
             source,
             self.orphans.clone(),
+            Box::new(move |url, headers| {
+                let gate = gate.clone();
+                Box::pin(async move { gate.admit_archive(&url, Some(&headers)).await })
+            }),
             move |fill| {
                 let mut fills = this.lock();
                 // A newcomer may have taken the place of a fill that had failed.
@@ -346,6 +371,7 @@ impl Cache {
         match Download::open(&self.upstream, source.clone()).await? {
             Opened::Archive(download) => {
                 let head = download.head().clone();
+                self.admit_archive(&source.url, Some(&head.headers)).await?;
                 let vouched = self.sources.vouch(&source.url, &credentials, false).await;
                 Ok(Archive::Passing(Box::new(Passing {
                     length: head.length,

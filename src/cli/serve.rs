@@ -111,7 +111,14 @@ async fn serve(
             list_grace: config.version_list_grace,
         },
     )?;
-    let cache = Cache::new(metadata, store, upstream, judge, config.limits.fills);
+    let cache = Cache::new(
+        metadata,
+        store,
+        upstream,
+        judge,
+        config.limits.fills,
+        &config.data_dir,
+    );
     let token = token()?;
     if let Some(first) = addrs.first() {
         instance

@@ -29,9 +29,11 @@ use crate::config::{Authority, ThirdParty};
 use crate::digest::Digest;
 use crate::error::{Error, Kind as ErrorKind};
 use crate::store::Held;
+use crate::terraform::address::Subject;
 use crate::terraform::registry::rewrite_download;
 use crate::terraform::route::{Kind, OWN_PREFIX, check_path, route};
 use crate::terraform::signature::Tier;
+use crate::terraform::versions;
 use crate::upstream::{RequestBody, no_body, shown_url};
 
 /// Answers a request that came for `authority`.
@@ -94,7 +96,20 @@ impl Asking {
         }
         // Credentials are for this host alone, not for where its document points.
         let private = is_private(&self.parts.headers) && !elsewhere;
+        let cache = &self.peer.entrance.server.cache;
+        let policy = &cache.sources().judge.policy;
+        if kind == Kind::Download
+            && policy.restricts()
+            && let Some(subject) = Subject::of(&url, kind)
+        {
+            cache.admit_document(&subject).await?;
+        }
         match (kind, private) {
+            (Kind::VersionList | Kind::ReleaseIndex | Kind::Listing, true)
+                if policy.restricts() =>
+            {
+                self.private_list(&url, kind).await
+            }
             (Kind::Archive, private) if self.parts.method == Method::GET => {
                 self.archive(&url, private).await
             }
@@ -195,15 +210,49 @@ impl Asking {
         if is_failure(document.status) {
             return Ok(failed_upstream(url, document.status));
         }
-        let mut answer = Answer::new(self.present(&document), outcome);
+        let mut answer = Answer::new(self.present(&document, url).await, outcome);
         answer.cache_status(&words);
         Ok(answer)
     }
 
-    fn present(&self, document: &Document) -> Response<Body> {
+    /// A version list that a client's own credentials brought, with what it must not show left out.
+    async fn private_list(&self, url: &Url, kind: Kind) -> Result<Answer, Error> {
+        let cache = &self.peer.entrance.server.cache;
+        let asked = forwarded_without_ranges(&self.parts.headers);
+        let (status, body) = cache.metadata.fetch_privately(url, &asked).await?;
+        let mut document = Document::passing(url, kind, body);
+        document.status = status;
+        let json = kind != Kind::Listing;
+        let json = if json {
+            "application/json"
+        } else {
+            "text/html"
+        };
+        document
+            .headers
+            .insert(CONTENT_TYPE, HeaderValue::from_static(json));
+        let mut answer = Answer::new(self.present(&document, url).await, "pass");
+        answer.cache_status("fwd=bypass");
+        Ok(answer)
+    }
+
+    /// A version list without what users may not have.
+    async fn filtered(&self, document: &Document, url: &Url) -> Option<Vec<u8>> {
+        let cache = &self.peer.entrance.server.cache;
+        if document.status != StatusCode::OK || !cache.sources().judge.policy.restricts() {
+            return None;
+        }
+        let listed = versions::listed(document.kind, &document.body)?;
+        let hidden = cache.hidden(url, document.kind, listed).await?;
+        let hides = |version: &str| hidden.versions.contains(version);
+        versions::without(document.kind, &document.body, hides, &hidden.warning)
+    }
+
+    async fn present(&self, document: &Document, url: &Url) -> Response<Body> {
         let mut headers = document.headers.clone();
         let mut body = document.body.clone();
-        if let Some(rewritten) = self.rewritten(document) {
+        let filtered = self.filtered(document, url).await;
+        if let Some(rewritten) = filtered.or_else(|| self.rewritten(document)) {
             let etag = format!("\"larder-{}\"", Digest::of(&rewritten).short(32));
             body = rewritten.into();
             for name in ["content-md5", "digest", "content-digest", "repr-digest"] {

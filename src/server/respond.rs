@@ -103,6 +103,12 @@ impl Answer {
             error.kind().token(),
             sf_string(&error.to_string())
         ));
+        if matches!(
+            error.kind(),
+            Kind::Policy | Kind::Unsigned | Kind::Contradiction | Kind::Offline
+        ) {
+            answer.reason(error);
+        }
         if error.kind() == Kind::Unauthenticated {
             answer.header(PROXY_AUTHENTICATE, "Basic realm=\"larder\"");
         }
@@ -116,12 +122,16 @@ impl Answer {
 
     /// The same words as the reason phrase: of a refused CONNECT, Go shows nothing else.
     pub fn with_reason(mut self, error: &Error) -> Self {
-        let words = printable(&format!("larder: {error}"));
         self.header(CONNECTION, "close");
+        self.reason(error);
+        self
+    }
+
+    fn reason(&mut self, error: &Error) {
+        let words = printable(&format!("larder: {error}"));
         if let Ok(reason) = ReasonPhrase::try_from(words.into_bytes()) {
             self.response.extensions_mut().insert(reason);
         }
-        self
     }
 
     /// `Proxy-Status: larder; …`

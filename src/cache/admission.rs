@@ -1,0 +1,337 @@
+//! Whether users may have a version, by the lists `allow` and `deny` and by its age: for version
+//! lists, download documents and archives alike.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, StreamExt as _};
+use hyper::header::{ACCEPT, HeaderMap, HeaderValue, LAST_MODIFIED};
+use tokio::time::{Instant, timeout_at};
+use url::Url;
+
+use super::metadata::{Answer, Wish};
+use super::sightings::{Book, Seen};
+use super::{Cache, HeadOnly, url_key};
+use crate::config::policy::version_of;
+use crate::error::{Error, Kind as ErrorKind};
+use crate::telemetry::METRICS;
+use crate::terraform::address::Subject;
+use crate::terraform::route::Kind;
+use crate::terraform::versions::Listed;
+
+/// Versions of one list that are asked about at once, and at most for one client.
+const AT_ONCE: usize = 4;
+const ASKED: usize = 12;
+/// For all of them together: the client waits.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// What a version list must not show, and why.
+pub struct Hidden {
+    pub versions: HashSet<String>,
+    /// For the user
+    pub warning: String,
+}
+
+impl Cache {
+    /// Which of the versions that a list names users may not have; none where they may have all.
+    pub async fn hidden(
+        self: &Arc<Self>,
+        list: &Url,
+        kind: Kind,
+        listed: Vec<Listed>,
+    ) -> Option<Hidden> {
+        let policy = &self.sources().judge.policy;
+        let subject = Subject::of(list, kind).filter(|_| policy.restricts())?;
+        let names = subject.names();
+        let mut reasons: HashMap<String, usize> = HashMap::new();
+        let mut versions = HashSet::new();
+        let mut left = Vec::new();
+        for one in listed {
+            match policy.judge(&names, Some(&one.version)) {
+                Ok(()) => left.push(one),
+                Err(rule) => {
+                    *reasons.entry(rule).or_default() += 1;
+                    versions.insert(one.version);
+                }
+            }
+        }
+        if let Some((age, pattern)) = policy.min_age(&names) {
+            let young = self.young(list, kind, &subject, left, age).await;
+            if !young.is_empty() {
+                let rule = format!("the rule min_age = {} of \"{pattern}\"", shown(age));
+                reasons.insert(rule, young.len());
+                versions.extend(young);
+            }
+        }
+        let mut reasons: Vec<String> = reasons
+            .into_iter()
+            .map(|(rule, count)| format!("{count} by {rule}"))
+            .collect();
+        reasons.sort();
+        (!versions.is_empty()).then(|| Hidden {
+            versions,
+            warning: format!(
+                "larder hides versions of {}: {}{}",
+                subject.address(),
+                reasons.join(", "),
+                policy.whom_to_ask()
+            ),
+        })
+    }
+
+    /// Whether users may have what `subject` names, a version of which the archive bears the date
+    /// `modified` (seconds since 1970), if that is known.
+    ///
+    /// # Errors
+    /// `Policy`, with the rule and whom to ask.
+    pub async fn admit(&self, subject: &Subject, modified: Option<u64>) -> Result<(), Error> {
+        let policy = &self.sources().judge.policy;
+        if !policy.restricts() {
+            return Ok(());
+        }
+        let names = subject.names();
+        policy
+            .judge(&names, subject.version.as_deref())
+            .map_err(|rule| self.refusal(subject, &rule))?;
+        let (Some((age, pattern)), Some(version)) = (policy.min_age(&names), &subject.version)
+        else {
+            return Ok(());
+        };
+        let now = now();
+        let book = self.sightings.book(&subject.address()).await;
+        let mut book = book.lock().await;
+        let known = book.versions.contains_key(version);
+        let seen = book.see(version, now);
+        if !known {
+            self.sightings.keep(&book).await;
+        }
+        let old = now.saturating_sub(seen.born(modified));
+        if old >= age.as_secs() {
+            return Ok(());
+        }
+        let rule = format!(
+            "the rule min_age = {} of \"{pattern}\" (it is {} old)",
+            shown(age),
+            shown(Duration::from_secs(old))
+        );
+        Err(self.refusal(subject, &rule))
+    }
+
+    /// The same for a version's document. A version of which nothing is known yet passes: its
+    /// archive bears a date.
+    pub async fn admit_document(&self, subject: &Subject) -> Result<(), Error> {
+        let policy = &self.sources().judge.policy;
+        policy
+            .judge(&subject.names(), subject.version.as_deref())
+            .map_err(|rule| self.refusal(subject, &rule))?;
+        let (Some(_), Some(version)) = (policy.min_age(&subject.names()), &subject.version) else {
+            return Ok(());
+        };
+        let book = self.sightings.book(&subject.address()).await;
+        let known = book.lock().await.versions.contains_key(version);
+        match known {
+            true => self.admit(subject, None).await,
+            false => Ok(()),
+        }
+    }
+
+    /// The same for an archive, by everything that is known to be in it.
+    pub async fn admit_archive(
+        &self,
+        archive: &Url,
+        headers: Option<&HeaderMap>,
+    ) -> Result<(), Error> {
+        if !self.sources().judge.policy.restricts() {
+            return Ok(());
+        }
+        let modified = headers.and_then(modified);
+        for subject in self.sources().subjects(archive) {
+            if modified.is_none() && subject.version.is_some() && headers.is_none() {
+                // Its date comes with its bytes: until then the lists alone count.
+                let policy = &self.sources().judge.policy;
+                policy
+                    .judge(&subject.names(), subject.version.as_deref())
+                    .map_err(|rule| self.refusal(&subject, &rule))?;
+                continue;
+            }
+            self.admit(&subject, modified).await?;
+        }
+        Ok(())
+    }
+
+    fn refusal(&self, subject: &Subject, rule: &str) -> Error {
+        METRICS.policy_refusals.inc();
+        tracing::warn!(%subject, rule, "refused by policy");
+        Error::new(
+            ErrorKind::Policy,
+            format!(
+                "{subject} is refused by {rule}{}",
+                self.sources().judge.policy.whom_to_ask()
+            ),
+        )
+    }
+
+    /// The versions that are younger than `age`.
+    async fn young(
+        self: &Arc<Self>,
+        list: &Url,
+        kind: Kind,
+        subject: &Subject,
+        mut listed: Vec<Listed>,
+        age: Duration,
+    ) -> HashSet<String> {
+        let now = now();
+        let is_young = |seen: &Seen| now.saturating_sub(seen.born(None)) < age.as_secs();
+        // The newest first: those are the ones that may be young.
+        listed.sort_by_cached_key(|one| std::cmp::Reverse(version_of(&one.version)));
+        let book = self.sightings.book(&subject.address()).await;
+        let mut book = book.lock().await;
+        let first_sight = book.versions.is_empty();
+        let before = book.versions.len();
+        for one in &listed {
+            book.see(&one.version, now);
+        }
+        let mut changed = book.versions.len() != before;
+        let undated: Vec<Listed> = listed
+            .iter()
+            .filter(|one| {
+                let seen = book.versions.get(&one.version);
+                seen.is_some_and(|seen| is_young(seen) && seen.modified.is_none())
+            })
+            .cloned()
+            .collect();
+        if !self.upstream.is_offline() {
+            let deadline = Instant::now() + PATIENCE;
+            let asked = undated.into_iter().take(ASKED).map(|one| {
+                let (this, list, subject) = (self.clone(), list.clone(), subject.clone());
+                let asking = async move {
+                    let asking = this.modified_of(&list, kind, &subject, &one);
+                    let date = timeout_at(deadline, asking).await.ok().flatten();
+                    (one.version, date)
+                };
+                asking.boxed()
+            });
+            let asked: Vec<BoxFuture<'static, (String, Option<u64>)>> = asked.collect();
+            let mut dates = stream::iter(asked).buffered(AT_ONCE);
+            let mut reached_old = false;
+            while let Some((version, date)) = dates.next().await {
+                if let (Some(date), Some(seen)) = (date, book.versions.get_mut(&version)) {
+                    seen.modified = Some(date);
+                    changed = true;
+                    reached_old |= !is_young(seen);
+                }
+                if first_sight && reached_old {
+                    break;
+                }
+            }
+            drop(dates);
+            if first_sight && reached_old {
+                presume_the_rest(&mut book, &listed, is_young);
+            }
+        }
+        if changed {
+            self.sightings.keep(&book).await;
+        }
+        let young = |one: &&Listed| book.versions.get(&one.version).is_none_or(is_young);
+        listed
+            .iter()
+            .filter(young)
+            .map(|one| one.version.clone())
+            .collect()
+    }
+
+    /// When a version's archive was last modified, as far as upstream tells.
+    async fn modified_of(
+        self: &Arc<Self>,
+        list: &Url,
+        kind: Kind,
+        subject: &Subject,
+        listed: &Listed,
+    ) -> Option<u64> {
+        let file = match kind {
+            Kind::VersionList => self.archive_of(list, listed).await?,
+            _ => {
+                let product = subject.names.last().filter(|_| subject.names.len() == 2)?;
+                let version = &listed.version;
+                let path = format!("/{product}/{version}/{product}_{version}_SHA256SUMS");
+                list.join(&path).ok()?
+            }
+        };
+        let digest = self.store.find(&url_key(&file));
+        if let Some(held) = digest.and_then(|digest| self.store.open_blob(digest)) {
+            let headers = super::document::headers_from_text(&held.record.headers);
+            return modified(&headers);
+        }
+        match self
+            .ask_head(&file, HeaderMap::new(), Instant::now() + PATIENCE)
+            .await
+        {
+            Ok(HeadOnly::Upstream {
+                status, headers, ..
+            }) if status.is_success() => modified(&headers),
+            _ => None,
+        }
+    }
+
+    /// The archive of one of the version's platforms.
+    async fn archive_of(&self, list: &Url, listed: &Listed) -> Option<Url> {
+        let usual = listed.platforms.iter().find(|p| *p == "linux_amd64");
+        let (os, arch) = usual.or(listed.platforms.first())?.split_once('_')?;
+        let mut url = list.clone();
+        url.path_segments_mut()
+            .ok()?
+            .pop()
+            .extend([&listed.version, "download", os, arch]);
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        let wish = Wish {
+            url,
+            kind: Kind::Download,
+            headers,
+            reload: false,
+        };
+        match self.metadata.get(&wish).await.ok()? {
+            Answer::Document(document, _) => Some(document.download.as_ref()?.archive.clone()),
+            Answer::TooLarge => None,
+        }
+    }
+}
+
+/// At the first sight of a list, what is older than an old version is not asked about.
+fn presume_the_rest(book: &mut Book, newest_first: &[Listed], is_young: impl Fn(&Seen) -> bool) {
+    let mut past_an_old_one = false;
+    for one in newest_first {
+        let Some(seen) = book.versions.get_mut(&one.version) else {
+            continue;
+        };
+        if seen.modified.is_some() {
+            past_an_old_one |= !is_young(seen);
+        } else if past_an_old_one {
+            seen.presumed_old = true;
+        }
+    }
+}
+
+fn modified(headers: &HeaderMap) -> Option<u64> {
+    let date = headers.get(LAST_MODIFIED)?.to_str().ok()?;
+    let date = httpdate::parse_http_date(date).ok()?;
+    let since = date.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    Some(since.as_secs())
+}
+
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
+}
+
+/// `72h`, `90m`, `5s`: the largest unit that says it in whole numbers, or hours.
+fn shown(time: Duration) -> String {
+    match time.as_secs() {
+        s if s >= 3600 => format!("{}h", s / 3600),
+        s if s >= 60 => format!("{}m", s / 60),
+        s => format!("{s}s"),
+    }
+}
