@@ -149,7 +149,7 @@ impl Cache {
         }
         let modified = headers.and_then(modified);
         for subject in self.sources().subjects(archive) {
-            if modified.is_none() && subject.version.is_some() && headers.is_none() {
+            if headers.is_none() {
                 // Its date comes with its bytes: until then the lists alone count.
                 let policy = &self.sources().judge.policy;
                 policy

@@ -104,6 +104,18 @@ impl Catalogue {
             .unwrap_or_default()
     }
 
+    /// The archive that a held document names whose URL begins and ends so.
+    pub fn archive_of(&self, beginning: &str, ending: &str) -> Option<Url> {
+        let inner = self.read();
+        let mut found = inner
+            .documents
+            .iter()
+            .filter(|(key, _)| key.starts_with(beginning) && key.to_lowercase().ends_with(ending));
+        found
+            .next()
+            .map(|(_, (_, download))| download.archive.clone())
+    }
+
     /// What a path that [`own_path`] made on `registry` stands for.
     pub fn named(&self, registry: &str, path: &str) -> Option<Named> {
         let (token, file) = path.strip_prefix(OWN_PREFIX)?.split_once('/')?;

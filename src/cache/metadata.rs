@@ -126,7 +126,25 @@ impl Metadata {
         let shelf = Shelf::open(data_dir, |document| {
             learn(&catalogue, document, &document.base);
         })?;
-        Ok(Arc::new(Self {
+        Ok(Self::new(shelf, catalogue, upstream, bounds))
+    }
+
+    /// The same for reading alone, beside whoever has the data dir.
+    pub fn peek(data_dir: &Path, upstream: Arc<Upstream>, bounds: Bounds) -> Arc<Self> {
+        let catalogue = Catalogue::default();
+        let shelf = Shelf::peek(data_dir, |document| {
+            learn(&catalogue, document, &document.base);
+        });
+        Self::new(shelf, catalogue, upstream, bounds)
+    }
+
+    fn new(
+        shelf: Shelf,
+        catalogue: Catalogue,
+        upstream: Arc<Upstream>,
+        bounds: Bounds,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             bounds,
             shelf,
             upstream,
@@ -141,7 +159,7 @@ impl Metadata {
                 .max_capacity(10_000)
                 .time_to_live(DOUBT)
                 .build(),
-        }))
+        })
     }
 
     pub fn catalogue(&self) -> &Catalogue {

@@ -5,16 +5,16 @@ mod body;
 pub mod catalogue;
 pub mod document;
 pub mod expect;
+pub mod explain;
 pub mod fill;
 pub mod follower;
 pub mod metadata;
 mod shelf;
-mod sightings;
+pub mod sightings;
 pub mod trust;
 pub mod verdict;
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -100,11 +100,11 @@ impl Cache {
         store: Arc<Store>,
         upstream: Arc<Upstream>,
         judge: Arc<Judge>,
+        sightings: Sightings,
         fill_limit: usize,
-        data_dir: &Path,
     ) -> Arc<Self> {
         Arc::new(Self {
-            sightings: Sightings::new(data_dir),
+            sightings,
             sources: Sources::new(metadata.clone(), store.clone(), judge),
             metadata,
             store,

@@ -16,6 +16,7 @@ const BYTES: u64 = 1 << 30;
 /// The documents of one data dir.
 pub struct Shelf {
     dir: PathBuf,
+    read_only: bool,
     /// Where files are written before they get their names; emptied at the start
     tmp: PathBuf,
     temporary: AtomicU64,
@@ -35,7 +36,7 @@ struct Entry {
 
 impl Shelf {
     /// Opens the shelf and shows each document on it. Torn and rotten ones are removed.
-    pub fn open(data_dir: &Path, mut show: impl FnMut(&Document)) -> Result<Self, Exit> {
+    pub fn open(data_dir: &Path, show: impl FnMut(&Document)) -> Result<Self, Exit> {
         let dir = data_dir.join("metadata");
         std::fs::create_dir_all(&dir).map_err(|e| {
             Exit::usage(format!(
@@ -43,7 +44,22 @@ impl Shelf {
                 dir.display()
             ))
         })?;
+        Ok(Self::load(data_dir, dir, false, show))
+    }
+
+    /// The same for reading alone: nothing is made or removed.
+    pub fn peek(data_dir: &Path, show: impl FnMut(&Document)) -> Self {
+        Self::load(data_dir, data_dir.join("metadata"), true, show)
+    }
+
+    fn load(
+        data_dir: &Path,
+        dir: PathBuf,
+        read_only: bool,
+        mut show: impl FnMut(&Document),
+    ) -> Self {
         let this = Self {
+            read_only,
             tmp: data_dir.join("tmp"),
             temporary: AtomicU64::new(0),
             held: Mutex::default(),
@@ -56,6 +72,9 @@ impl Shelf {
                 .and_then(|bytes| Document::from_file(bytes.into()))
                 .filter(|document| document_path(&this.dir, &document.key) == path);
             let Some(document) = document else {
+                if read_only {
+                    continue;
+                }
                 tracing::warn!(path = %path.display(), "a kept document is torn or rotten; dropped it");
                 let _ = std::fs::remove_file(&path);
                 continue;
@@ -64,7 +83,7 @@ impl Shelf {
             let bytes = entry.metadata().map_or(0, |m| m.len());
             this.note(&document.key, document.validated, bytes);
         }
-        Ok(this)
+        this
     }
 
     pub fn holds(&self, key: &str) -> bool {
@@ -104,7 +123,9 @@ impl Shelf {
         if let Some(entry) = held.documents.remove(key) {
             held.bytes -= entry.bytes;
         }
-        let _ = std::fs::remove_file(document_path(&self.dir, key));
+        if !self.read_only {
+            let _ = std::fs::remove_file(document_path(&self.dir, key));
+        }
     }
 
     fn note(&self, key: &str, validated: SystemTime, bytes: u64) {

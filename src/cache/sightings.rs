@@ -75,6 +75,7 @@ pub struct Sightings {
     tmp: PathBuf,
     temporary: AtomicU64,
     books: Cache<String, Arc<Mutex<Book>>>,
+    read_only: bool,
 }
 
 impl Sightings {
@@ -84,6 +85,15 @@ impl Sightings {
             tmp: data_dir.join("tmp"),
             temporary: AtomicU64::new(0),
             books: Cache::new(BOOKS),
+            read_only: false,
+        }
+    }
+
+    /// The same for reading alone.
+    pub fn peek(data_dir: &std::path::Path) -> Self {
+        Self {
+            read_only: true,
+            ..Self::new(data_dir)
         }
     }
 
@@ -106,6 +116,9 @@ impl Sightings {
 
     /// Writes a book to disk. One that cannot be written holds for as long as it is in memory.
     pub async fn keep(&self, book: &Book) {
+        if self.read_only {
+            return;
+        }
         let (path, bytes) = (self.path(&book.address), serde_json::to_vec(book));
         let number = self.temporary.fetch_add(1, Ordering::Relaxed);
         let temporary = self.tmp.join(format!("sightings-{number}"));

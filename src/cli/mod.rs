@@ -3,20 +3,32 @@
 mod api;
 mod ca;
 mod env;
+mod explain;
 mod gc;
+mod list;
 mod run;
 mod serve;
 mod verify;
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use clap::builder::Resettable;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+use crate::cache::Cache;
+use crate::cache::metadata::{Bounds, Metadata};
+use crate::cache::sightings::Sightings;
+use crate::cache::trust::Judge;
 use crate::config::{CommonArgs, Config};
 use crate::error::Exit;
+use crate::store::Store;
 use crate::terraform::signature::Keyring;
+use crate::upstream::Upstream;
+use crate::upstream::dial::Dialer;
+use crate::upstream::guard::Reach;
 
 /// A caching, verifying forward proxy for Terraform and OpenTofu
 #[derive(Parser)]
@@ -39,6 +51,10 @@ enum Command {
     Env(env::Args),
     /// Show or renew larder's certificate authority
     Ca(ca::Args),
+    /// List what is held, and how it was verified
+    List(list::Args),
+    /// Say why something would be a hit or a miss, which checksum applies, and where that came from
+    Explain(explain::Args),
     /// Hash every blob again and check every index entry
     Verify(verify::Args),
     /// Evict what was used longest ago
@@ -61,6 +77,8 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::main(&cli.common, args),
         Command::Env(args) => env::main(&cli.common, &args),
         Command::Ca(args) => ca::main(&cli.common, &args),
+        Command::List(args) => list::main(&cli.common, &args),
+        Command::Explain(args) => explain::main(&cli.common, &args),
         Command::Verify(args) => verify::main(&cli.common, &args),
         Command::Gc(args) => gc::main(&cli.common, &args),
         Command::Completions { shell } => {
@@ -132,6 +150,53 @@ fn human(bytes: u64) -> String {
         value /= 1000.0;
     }
     format!("{value:.1} TB")
+}
+
+/// `2026-01-31T12:00:00Z`
+fn date(time: SystemTime) -> String {
+    let time = time::OffsetDateTime::from(time);
+    let (date, clock) = (time.date(), time.time());
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
+        date.year(),
+        u8::from(date.month()),
+        date.day(),
+        clock.hour(),
+        clock.minute(),
+        clock.second()
+    )
+}
+
+/// The cache as it is on disk, for commands that only look.
+fn peek(config: &Config) -> Result<Arc<Cache>, Exit> {
+    let judge = Judge::new(config.policy.clone(), config.republished, keyring(config)?);
+    let dialer = Dialer {
+        offline: true,
+        reach: Reach::PublicOnly,
+        connect_to: Vec::new(),
+        configured: Vec::new(),
+        listed: Default::default(),
+        parent: None,
+        own: Vec::new(),
+    };
+    let upstream = Upstream::new(Arc::new(dialer), Vec::new())
+        .map(Arc::new)
+        .map_err(|e| Exit::failed(format!("TLS cannot start: {e}")))?;
+    let bounds = Bounds {
+        document: config.limits.metadata_bytes,
+        list_grace: config.version_list_grace,
+    };
+    let metadata = Metadata::peek(&config.data_dir, upstream.clone(), bounds);
+    let store = Store::peek(&config.data_dir);
+    let judge = Arc::new(judge);
+    Ok(Cache::new(
+        metadata,
+        store,
+        upstream,
+        judge,
+        Sightings::peek(&config.data_dir),
+        0,
+    ))
 }
 
 /// The keys that signatures are checked by, besides those that registries name.

@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::ca::{Ca, bundle};
 use crate::cache::Cache;
 use crate::cache::metadata::{Bounds, Metadata};
+use crate::cache::sightings::Sightings;
 use crate::cache::trust::Judge;
 use crate::config::{Cidr, CommonArgs, Config, HostName, Parent, ServeArgs};
 use crate::digest::Digest;
@@ -116,8 +117,8 @@ async fn serve(
         store,
         upstream,
         judge,
+        Sightings::new(&config.data_dir),
         config.limits.fills,
-        &config.data_dir,
     );
     let token = token()?;
     if let Some(first) = addrs.first() {

@@ -6,6 +6,7 @@
 mod check;
 pub mod index;
 mod ledger;
+mod listing;
 mod staged;
 mod table;
 
@@ -20,6 +21,7 @@ use std::time::{Duration, SystemTime};
 pub use check::{Bad, check_all};
 pub use index::Record;
 pub use ledger::Ledger;
+pub use listing::{Listed, list};
 pub use staged::{Full, Staged, Verified};
 
 use crate::digest::{Digest, Hasher};
@@ -83,7 +85,7 @@ impl Store {
         };
         fs::create_dir_all(&cache).map_err(|e| broken(&cache, e))?;
         empty(&tmp).map_err(|e| broken(&tmp, e))?;
-        let inner = load(&cache);
+        let inner = load(&cache, true);
         let budget = match budget {
             Some(budget) => budget,
             None => {
@@ -104,6 +106,21 @@ impl Store {
         };
         this.gc(Some(budget), None);
         Ok(Arc::new(this))
+    }
+
+    /// The store as it is, for reading alone: nothing is mended, made or removed. Whoever has the
+    /// data dir may change it meanwhile.
+    pub fn peek(data_dir: &Path) -> Arc<Self> {
+        let cache = data_dir.join("cache");
+        Arc::new(Self {
+            tmp: data_dir.join("tmp"),
+            budget: 0,
+            archive_limit: 0,
+            temporary: AtomicU64::new(0),
+            ledger: Ledger::peek(data_dir),
+            inner: Mutex::new(load(&cache, false)),
+            cache,
+        })
     }
 
     /// In bytes.

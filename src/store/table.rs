@@ -133,13 +133,15 @@ impl Stamp {
 }
 
 /// Index and content as they are on disk, the least recently used first.
-pub(super) fn load(cache: &Path) -> Inner {
+///
+/// What a crash left is mended if `mend` says so, and else passed over.
+pub(super) fn load(cache: &Path, mend: bool) -> Inner {
     let mut entries: HashMap<Digest, Vec<Entry>> = HashMap::new();
     let mut index_is_whole = true;
     for bucket in index::buckets(cache) {
         match bucket {
             Ok(bucket) => {
-                if bucket.torn > 0 {
+                if bucket.torn > 0 && mend {
                     tracing::warn!(path = %bucket.path.display(), "index lines were torn; dropped them");
                     let _ = bucket.mend();
                 }
@@ -165,6 +167,9 @@ pub(super) fn load(cache: &Path) -> Inner {
     for (used, digest, size) in blobs {
         let named = entries.remove(&digest).unwrap_or_default();
         if named.is_empty() && index_is_whole {
+            if !mend {
+                continue;
+            }
             // A crash came between its name and its entry: its headers are lost, so it is fetched
             // anew when it is next asked for.
             tracing::warn!(%digest, "a blob has no index entry; dropped it");
@@ -181,7 +186,7 @@ pub(super) fn load(cache: &Path) -> Inner {
         }
     }
     // What is left names content that is gone.
-    for entry in entries.into_values().flatten() {
+    for entry in entries.into_values().flatten().filter(|_| mend) {
         tracing::warn!(key = %entry.key, "an index entry's content is gone; dropped it");
         let _ = cacache::index::delete(cache, &entry.key);
     }
