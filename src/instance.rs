@@ -30,6 +30,9 @@ pub struct Running {
     pub addr: Option<SocketAddr>,
     /// What its API asks for
     pub token: String,
+    /// `USER:PASSWORD` by which this user's own commands pass where the proxy asks for credentials
+    #[serde(default)]
+    pub login: Option<String>,
     /// Whether it ends with the last `larder run` that uses it
     #[serde(default)]
     pub until_unused: bool,
@@ -84,20 +87,31 @@ impl Instance {
             std::thread::sleep(Duration::from_millis(20));
         }
         let mut this = Self { file, until_unused };
-        this.write(None, String::new()).map_err(broken)?;
+        this.write(None, String::new(), None).map_err(broken)?;
         Ok(this)
     }
 
     /// Tells others where this process is reached.
-    pub fn announce(&mut self, addr: SocketAddr, token: String) -> io::Result<()> {
-        self.write(Some(addr), token)
+    pub fn announce(
+        &mut self,
+        addr: SocketAddr,
+        token: String,
+        login: Option<String>,
+    ) -> io::Result<()> {
+        self.write(Some(addr), token, login)
     }
 
-    fn write(&mut self, addr: Option<SocketAddr>, token: String) -> io::Result<()> {
+    fn write(
+        &mut self,
+        addr: Option<SocketAddr>,
+        token: String,
+        login: Option<String>,
+    ) -> io::Result<()> {
         let running = Running {
             pid: std::process::id(),
             addr,
             token,
+            login,
             until_unused: self.until_unused,
         };
         let text = serde_json::to_vec(&running)?;
@@ -116,6 +130,7 @@ pub fn find(data_dir: &Path) -> Option<Running> {
             pid: 0,
             addr: None,
             token: String::new(),
+            login: None,
             until_unused: false,
         })),
     }
@@ -143,7 +158,7 @@ mod tests {
         assert!(find(dir.path()).is_none());
         let mut first = Instance::take(dir.path(), false).unwrap();
         first
-            .announce("127.0.0.1:9".parse().unwrap(), "t".into())
+            .announce("127.0.0.1:9".parse().unwrap(), "t".into(), None)
             .unwrap();
         let exit = Instance::take(dir.path(), false).err().unwrap();
         assert_eq!(exit.code, 2);

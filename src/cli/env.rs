@@ -42,20 +42,21 @@ enum Shell {
 
 pub fn main(common: &CommonArgs, args: &Args) -> Result<ExitCode, Exit> {
     let config = Config::settle(common, &args.serve)?;
-    let addr = match serving(&config.data_dir) {
-        Some(addr) => addr,
+    let (addr, login) = match serving(&config.data_dir) {
+        Some(found) => found,
         None => {
             eprintln!(
                 "larder: nobody serves {} yet; start `larder serve`",
                 config.data_dir.display()
             );
             let configured = config.listen.first().filter(|addr| addr.port() != 0);
-            *configured.ok_or_else(|| {
+            let addr = *configured.ok_or_else(|| {
                 Exit::usage("listen: port 0 is known only once `larder serve` runs; start it first")
-            })?
+            })?;
+            (addr, None)
         }
     };
-    let settings = settings(&config, addr)?;
+    let settings = settings(&config, addr, login.as_deref())?;
     super::print(&args.shell.print(&settings))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -63,14 +64,16 @@ pub fn main(common: &CommonArgs, args: &Args) -> Result<ExitCode, Exit> {
 /// Where the larder is reached that serves the data dir. One that is just being started
 /// (`larder serve &` in the line before) is waited for. The proxy of a `larder run` does not count:
 /// it ends with the run.
-fn serving(data_dir: &Path) -> Option<SocketAddr> {
+fn serving(data_dir: &Path) -> Option<(SocketAddr, Option<String>)> {
     let start = Instant::now();
     loop {
         let running = instance::find(data_dir).filter(|running| !running.until_unused);
         let patience = match running {
             Some(Running {
-                addr: Some(addr), ..
-            }) => return Some(addr),
+                addr: Some(addr),
+                login,
+                ..
+            }) => return Some((addr, login)),
             Some(_) => STARTING,
             None => STARTED_JUST_NOW,
         };
@@ -81,17 +84,21 @@ fn serving(data_dir: &Path) -> Option<SocketAddr> {
     }
 }
 
-/// The settings for a proxy at `addr`, the inherited ones kept where they still matter.
+/// The settings for a proxy at `addr` (with `USER:PASSWORD`, if it asks for them), the inherited ones kept where they still matter.
 pub fn settings(
     config: &Config,
     mut addr: SocketAddr,
+    login: Option<&str>,
 ) -> Result<Vec<(&'static str, String)>, Exit> {
     if addr.ip().is_unspecified() {
         addr.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
     }
     let ca = Ca::open_or_create(&config.data_dir, &super::serve::names(config))?;
     let bundle = write_bundle(&config.data_dir, &ca)?;
-    let proxy = format!("http://{addr}");
+    let proxy = match login {
+        Some(login) => format!("http://{login}@{addr}"),
+        None => format!("http://{addr}"),
+    };
     let mut settings = vec![
         ("HTTPS_PROXY", proxy.clone()),
         ("https_proxy", proxy),

@@ -57,7 +57,7 @@ pub fn main(common: &CommonArgs, args: Args) -> Result<ExitCode, Exit> {
 
 async fn run(common: &CommonArgs, args: &Args, config: &Config) -> Result<ExitCode, Exit> {
     let lease = Lease::take(common, &args.serve, config).await?;
-    let settings = super::env::settings(config, lease.addr)?;
+    let settings = super::env::settings(config, lease.addr, lease.running.login.as_deref())?;
     let program = &args.command[0];
     let mut command = Command::new(program);
     command

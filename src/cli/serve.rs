@@ -120,16 +120,20 @@ async fn serve(
         Sightings::new(&config.data_dir),
         config.limits.fills,
     );
-    let token = token()?;
+    let (token, secret) = (random()?, random()?);
+    let login = config
+        .htpasswd
+        .is_some()
+        .then(|| format!("larder:{secret}"));
     if let Some(first) = addrs.first() {
         instance
-            .announce(*first, token.clone())
+            .announce(*first, token.clone(), login.clone())
             .map_err(|e| Exit::usage(format!("data_dir: {}: {e}", config.data_dir.display())))?;
     }
     for addr in &addrs {
         tracing::info!(%addr, data_dir = %config.data_dir.display(), budget = cache.store.budget(), offline = config.offline, "listening");
     }
-    let server = Server::new(config, ca, cache, token)?;
+    let server = Server::new(config, ca, cache, token, login)?;
     let unused = server.clone();
     let until = async {
         tokio::select! {
@@ -212,7 +216,7 @@ fn is_own(parent: &Parent, listeners: &[std::net::SocketAddr]) -> bool {
     })
 }
 
-fn token() -> Result<String, Exit> {
+fn random() -> Result<String, Exit> {
     let mut bytes = [0u8; 32];
     rustls::crypto::aws_lc_rs::default_provider()
         .secure_random

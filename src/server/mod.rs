@@ -59,12 +59,13 @@ impl Server {
         mut ca: Ca,
         cache: Arc<Cache>,
         token: String,
+        login: Option<String>,
     ) -> Result<Arc<Self>, Exit> {
         if let Some(path) = &config.client_ca {
             ca.ask_clients(path)?;
         }
         Ok(Arc::new(Self {
-            access: Arc::new(Access::new(&config)?),
+            access: Arc::new(Access::new(&config, login)?),
             tunnels: Semaphore::new(config.limits.tunnels),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             config,
