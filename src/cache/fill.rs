@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
 use hyper::StatusCode;
 use hyper::body::Incoming;
 use hyper::header::HeaderMap;
@@ -23,7 +24,7 @@ use super::url_key;
 use super::verdict::{Learning, learn, note_republished, note_unverified, record, refuse, settle};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Kind as ErrorKind};
-use crate::store::{Full, Staged, Verified};
+use crate::store::{Full, Record, Staged, Verified};
 use crate::telemetry::METRICS;
 use crate::upstream::download::{Download, Head, Opened, Source, Step};
 use crate::upstream::{Upstream, chunk, shown_url};
@@ -152,6 +153,7 @@ impl Fill {
             let writer = Writer {
                 upstream,
                 learning: learn(&sources, &source.url, &HeaderMap::new()),
+                vouching: start_vouching(&sources, &source.url),
                 sources,
                 source,
                 sender,
@@ -285,11 +287,22 @@ pub fn vanished(url: &Url) -> Error {
     )
 }
 
+/// Finding out who stands behind an archive, while its bytes are on their way; none where that
+/// broke off.
+type Vouching = Shared<BoxFuture<'static, Option<Vec<Vouched>>>>;
+
+fn start_vouching(sources: &Sources, url: &Url) -> Vouching {
+    let (sources, url) = (sources.clone(), url.clone());
+    let task = tokio::spawn(async move { sources.vouch(&url, &HeaderMap::new(), true).await });
+    task.map(Result::ok).boxed().shared()
+}
+
 struct Writer {
     upstream: Arc<Upstream>,
     sources: Sources,
     source: Source,
     learning: Learning,
+    vouching: Vouching,
     sender: watch::Sender<State>,
     admit: Admit,
 }
@@ -463,6 +476,8 @@ impl Writer {
         if !sources.wants_signature(url) {
             return Ok(None);
         }
+        self.vouching.clone().await;
+        // Documents may have changed meanwhile: what is at hand now counts.
         let vouched = sources.vouch(url, &HeaderMap::new(), true).await;
         sources.content(url, &vouched, Some(digest))?;
         Ok(Some(vouched))
@@ -476,32 +491,47 @@ impl Writer {
         vouched: Option<Vec<Vouched>>,
     ) {
         let source = &self.source.url;
-        let vouched = match vouched {
-            Some(vouched) => vouched,
-            None => self.sources.vouch(source, &HeaderMap::new(), true).await,
+        let nobody = HeaderMap::new();
+        // What is known by now is kept at once: the process may end at any moment.
+        let (vouched, complete) = match (vouched, self.vouching.clone().now_or_never()) {
+            (Some(vouched), _) | (None, Some(Some(vouched))) => (vouched, true),
+            _ => (self.sources.vouch(source, &nobody, false).await, false),
         };
-        alarm(source, &vouched);
-        let record = Arc::new(record(
-            words,
-            &head.headers,
-            overall(&vouched).cloned(),
-            self.sources.subjects(source),
-        ));
+        let kept = self.record(words, head, &vouched);
         let (sources, key) = (self.sources.clone(), url_key(source));
         let (digest, named) = (verified.digest(), source.clone());
+        let (as_key, as_kept) = (key.clone(), kept.clone());
         let committed = blocking(move || {
             let before = sources.remember(&named, digest);
             note_republished(&named, digest, &before);
-            sources.store.commit(verified, &key, &record)
+            sources.store.commit(verified, &as_key, &as_kept)
         });
-        let committed = committed.await;
         let url = shown_url(source);
-        match committed {
+        match committed.await {
             Ok(()) => tracing::debug!(%url, %digest, "kept"),
             Err(e) => {
                 tracing::error!(%url, %digest, error = %e, "a verified archive cannot be kept")
             }
         }
+        if complete {
+            return alarm(source, &vouched);
+        }
+        let vouched = self.vouching.clone().await.unwrap_or(vouched);
+        alarm(source, &vouched);
+        let fuller = self.record(words, head, &vouched);
+        if fuller != kept {
+            let store = self.sources.store.clone();
+            let named = blocking(move || store.name(&key, digest, &fuller)).await;
+            if let Err(error) = named {
+                tracing::warn!(%url, %error, "who signed an archive cannot be kept");
+            }
+        }
+    }
+
+    fn record(&self, words: &[Word], head: &FillHead, vouched: &[Vouched]) -> Arc<Record> {
+        let subjects = self.sources.subjects(&self.source.url);
+        let signature = overall(vouched).cloned();
+        Arc::new(record(words, &head.headers, signature, subjects))
     }
 
     /// A download that begins again at `at`, where the written bytes end.

@@ -133,8 +133,7 @@ impl Cache {
         let digest = self.settled(url).await?;
         self.gate(url, digest, &HeaderMap::new()).await?;
         if let Some(held) = self.held(digest, &key).await {
-            let headers = document::headers_from_text(&held.record.headers);
-            self.admit_archive(url, Some(&headers)).await?;
+            self.admit_held(url, &held).await?;
             return Ok(Archive::Held(held));
         }
         if self.upstream.is_offline() {
@@ -181,8 +180,7 @@ impl Cache {
         let digest = self.settled(url).await?;
         self.gate(url, digest, &HeaderMap::new()).await?;
         if let Some(held) = digest.and_then(|digest| self.store.open_blob(digest)) {
-            let headers = document::headers_from_text(&held.record.headers);
-            self.admit_archive(url, Some(&headers)).await?;
+            self.admit_held(url, &held).await?;
             return Ok(HeadOnly::Held(held));
         }
         if self.upstream.is_offline() {
@@ -290,6 +288,14 @@ impl Cache {
                 Err(verdict::contradiction(&self.sources, url, &words, &why))
             }
         }
+    }
+
+    async fn admit_held(&self, url: &Url, held: &Held) -> Result<(), Error> {
+        if !self.sources.judge.policy.restricts() {
+            return Ok(());
+        }
+        let headers = document::headers_from_text(&held.record.headers);
+        self.admit_archive(url, Some(&headers)).await
     }
 
     /// Refuses what the rules do not let pass, before a byte of it is asked for.

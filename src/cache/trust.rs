@@ -83,7 +83,7 @@ impl Judge {
 /// Somebody's claim to an archive: of which subject, listed in which sums, signed how.
 struct Party {
     subject: Option<Subject>,
-    sums: Url,
+    sums: Option<Url>,
     /// Where the signature may lie, the likeliest place first
     signatures: Vec<Url>,
     keys: Arc<[NamedKey]>,
@@ -204,18 +204,15 @@ impl Sources {
         let claims = self.metadata.catalogue().claims(&url_key(archive));
         let mut parties: Vec<Party> = claims
             .iter()
-            .filter_map(|claim| {
-                Some(Party {
-                    subject: Subject::of_document(&Url::parse(&claim.document).ok()?),
-                    sums: claim
-                        .download
-                        .sums
-                        .clone()
-                        .or_else(|| sums_beside(archive))?,
+            .map(|claim| {
+                let document = Url::parse(&claim.document).ok();
+                Party {
+                    subject: document.and_then(|url| Subject::of_document(&url)),
+                    sums: claim.download.sums.clone(),
                     signatures: claim.download.signature.iter().cloned().collect(),
                     keys: claim.download.keys.clone(),
                     filename: claim.download.filename.clone(),
-                })
+                }
             })
             .collect();
         if parties.is_empty()
@@ -236,7 +233,7 @@ impl Sources {
                 signatures: beside.collect(),
                 keys: Arc::default(),
                 filename: file_name(archive),
-                sums,
+                sums: Some(sums),
             });
         } else if parties.is_empty() {
             parties.push(Party {
@@ -244,7 +241,7 @@ impl Sources {
                 signatures: Vec::new(),
                 keys: Arc::default(),
                 filename: file_name(archive),
-                sums: archive.clone(),
+                sums: None,
             });
         }
         parties
@@ -258,9 +255,9 @@ impl Sources {
         ask: bool,
     ) -> (Judgement, Option<Digest>) {
         let unsigned = |why: &str| (Judgement::unsigned(why), None);
-        if party.signatures.is_empty() {
+        let (Some(sums), false) = (&party.sums, party.signatures.is_empty()) else {
             return unsigned("no signature is named for it");
-        }
+        };
         let nobody = HeaderMap::new();
         let nobody = &nobody;
         let fetch = |url: Url, kind: Kind| async move {
@@ -271,7 +268,7 @@ impl Sources {
             };
             self.document(&url, kind, credentials, ask).await
         };
-        let sums = match fetch(party.sums.clone(), Kind::Sums).await {
+        let sums = match fetch(sums.clone(), Kind::Sums).await {
             Ok(sums) => sums,
             Err(why) => return (Judgement::unsigned(format!("its SHA256SUMS {why}")), None),
         };

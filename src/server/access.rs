@@ -13,7 +13,7 @@ use hmac::{Hmac, Mac as _};
 use hyper::header::{HeaderMap, PROXY_AUTHORIZATION};
 use moka::sync::Cache;
 use sha2::Sha256;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::{Cidr, Config};
 use crate::digest::Digest;
@@ -86,7 +86,8 @@ impl Access {
     }
 
     /// Counts a connection of an address; none if it has too many.
-    pub fn admit(self: &Arc<Self>, ip: IpAddr) -> Option<Place> {
+    /// `permit` is its place among those of all addresses.
+    pub fn admit(self: &Arc<Self>, ip: IpAddr, permit: OwnedSemaphorePermit) -> Option<Place> {
         let from = network(ip);
         let mut connections = self.connections.lock().unwrap_or_else(|e| e.into_inner());
         let count = connections.entry(from).or_default();
@@ -95,7 +96,9 @@ impl Access {
             return None;
         }
         *count += 1;
+        METRICS.connections.inc();
         Some(Place {
+            _permit: permit,
             access: self.clone(),
             from,
         })
@@ -142,12 +145,14 @@ pub fn stranger(ip: IpAddr) -> Error {
 
 /// A connection that counts; no more once it is dropped.
 pub struct Place {
+    _permit: OwnedSemaphorePermit,
     access: Arc<Access>,
     from: IpAddr,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        METRICS.connections.dec();
         let connections = self.access.connections.lock();
         let mut connections = connections.unwrap_or_else(|e| e.into_inner());
         if let Some(count) = connections.get_mut(&self.from) {

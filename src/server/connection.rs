@@ -19,13 +19,12 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 
-use super::access::Standing;
+use super::access::{Place, Standing};
 use super::io::{Patient, Peeked, Stream};
 use super::leases::Whose;
 use super::respond::Body;
 use super::{Entrance, origin, proxy};
 use crate::config::{Authority, HostName};
-use crate::telemetry::METRICS;
 
 /// For what larder itself says at the end of a connection.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -60,6 +59,8 @@ pub struct Peer {
     pub whose: Option<Whose>,
     /// Requests whose answers are not over
     pub running: Arc<AtomicUsize>,
+    /// Its place among all connections, for as long as anything of it lives
+    pub _place: Arc<Place>,
     /// What its address may do
     pub standing: Standing,
     /// Whether it presented a client certificate
@@ -72,6 +73,7 @@ pub async fn handle(
     stream: TcpStream,
     addr: SocketAddr,
     alive: Option<mpsc::Sender<()>>,
+    place: Place,
 ) {
     let _ = stream.set_nodelay(true);
     let peer = Peer {
@@ -79,6 +81,7 @@ pub async fn handle(
         addr,
         alive,
         running: Arc::default(),
+        _place: Arc::new(place),
         standing: entrance.server.access.standing(addr.ip()),
         certified: false,
         entrance,
@@ -87,9 +90,7 @@ pub async fn handle(
         Standing::Stranger => Role::Stranger,
         _ => Role::Front,
     };
-    METRICS.connections.inc();
     greet(peer, Patient::new(stream), role).await;
-    METRICS.connections.dec();
 }
 
 /// Boxed, since a connection may hold another one.

@@ -36,7 +36,7 @@ pub struct Server {
     /// What the API asks for
     pub token: String,
     access: Arc<Access>,
-    tunnels: Semaphore,
+    tunnels: Arc<Semaphore>,
     connections: Arc<Semaphore>,
     draining: watch::Sender<bool>,
     leases: Arc<Leases>,
@@ -66,7 +66,7 @@ impl Server {
         }
         Ok(Arc::new(Self {
             access: Arc::new(Access::new(&config, login)?),
-            tunnels: Semaphore::new(config.limits.tunnels),
+            tunnels: Arc::new(Semaphore::new(config.limits.tunnels)),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             config,
             ca,
@@ -124,17 +124,14 @@ impl Server {
                 _ = draining.wait_for(|on| *on) => return,
             };
             match accepted {
-                (Ok(place), Ok((stream, peer))) => {
-                    let Some(counted) = self.access.admit(peer.ip()) else {
+                (Ok(permit), Ok((stream, peer))) => {
+                    let Some(place) = self.access.admit(peer.ip(), permit) else {
                         tracing::debug!(client = %peer.ip(), "closed: this address has too many connections");
                         continue;
                     };
                     let entrance = entrance.clone();
                     let alive = self.stay_alive();
-                    tokio::spawn(async move {
-                        connection::handle(entrance, stream, peer, alive).await;
-                        drop((place, counted));
-                    });
+                    tokio::spawn(connection::handle(entrance, stream, peer, alive, place));
                 }
                 (_, Err(error)) => {
                     // Out of file descriptors, say: others must close theirs first.

@@ -156,23 +156,20 @@ async fn connect(peer: Peer, request: Request<Incoming>, may_connect: bool) -> R
     }
     let reached = async {
         judge(&peer, &authority)?;
+        let permit = server.tunnels.clone().try_acquire_owned();
+        let permit = permit
+            .map_err(|_| Error::new(Kind::Busy, "too many tunnels are open; try again later"))?;
         let upstream = &server.cache.upstream;
-        upstream.dialer().dial(&authority).await
+        Ok((upstream.dialer().dial(&authority).await?, permit))
     };
-    let far = match reached.await {
-        Ok(far) => far,
+    let (far, permit) = match reached.await {
+        Ok(reached) => reached,
         Err(e) => return refuse(trace, &e),
     };
-    if server.tunnels.available_permits() == 0 {
-        let words = "too many tunnels are open; try again later";
-        return refuse(trace, &Error::new(Kind::Busy, words));
-    }
     // Draining does not wait for tunnels.
     trace.detach();
     tokio::spawn(async move {
-        let Ok(_permit) = server.tunnels.try_acquire() else {
-            return;
-        };
+        let _permit = permit;
         let Ok(near) = hyper::upgrade::on(request).await else {
             return;
         };

@@ -269,10 +269,11 @@ impl Store {
                 inner.keys.insert(own, (old, old_record));
             }
         }
-        if let Some(blob) = inner.blobs.get_mut(&digest)
-            && !blob.keys.iter().any(|k| k == key)
-        {
-            blob.keys.push(key.to_owned());
+        if let Some(blob) = inner.blobs.get_mut(&digest) {
+            blob.record = record.clone();
+            if !blob.keys.iter().any(|k| k == key) {
+                blob.keys.push(key.to_owned());
+            }
         }
         Ok(())
     }
