@@ -35,8 +35,21 @@ impl FromStr for Cidr {
         let net = s.parse::<IpNet>();
         let net = net.or_else(|_| s.parse::<IpAddr>().map(IpNet::from));
         let net = net.map_err(|_| "not a range of addresses; write one such as 10.0.0.0/8")?;
-        Ok(Self(net.trunc()))
+        Ok(Self(canonical(net.trunc())))
     }
+}
+
+/// IPv4-mapped addresses count as IPv4 ones, as they do where they are looked for.
+fn canonical(net: IpNet) -> IpNet {
+    let IpAddr::V4(ip) = net.addr().to_canonical() else {
+        return net;
+    };
+    let length = match net {
+        IpNet::V4(_) => Some(net.prefix_len()),
+        IpNet::V6(_) => net.prefix_len().checked_sub(96),
+    };
+    let mapped = length.and_then(|length| IpNet::new(ip.into(), length).ok());
+    mapped.unwrap_or(net)
 }
 
 impl fmt::Display for Cidr {
@@ -167,9 +180,11 @@ impl FromStr for TunnelPattern {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
-        match s {
+        match s.to_ascii_lowercase().as_str() {
             "allow" => return Ok(Self::Allow),
             "deny" => return Ok(Self::Deny),
+            // As host names they would print as those words, and read as them the next time.
+            "allow." | "deny." => return Err(format!("not a host name; write {s}:443")),
             _ => {}
         }
         if let Ok(range) = s.parse::<Cidr>() {
@@ -294,7 +309,8 @@ mod tests {
             let pattern: TunnelPattern = text.parse().unwrap();
             assert_eq!(pattern.to_string(), text);
         }
-        for bad in ["", "a:0", "a:x", "*", "*.", "a b", "*a.example"] {
+        assert_eq!("ALLOW".parse(), Ok(TunnelPattern::Allow));
+        for bad in ["", "a:0", "a:x", "*", "*.", "a b", "*a.example", "allow."] {
             assert!(bad.parse::<TunnelPattern>().is_err(), "{bad}");
         }
         let mixed = ["allow", "a.example"].map(|p| p.parse().unwrap()).to_vec();
@@ -306,6 +322,10 @@ mod tests {
         let range: Cidr = "10.0.0.0/8".parse().unwrap();
         assert!(range.contains("::ffff:10.1.1.1".parse().unwrap()));
         assert!(!range.contains("11.1.1.1".parse().unwrap()));
+        let mapped: Cidr = "::ffff:10.0.0.0/104".parse().unwrap();
+        assert_eq!(mapped, range);
+        let all: Cidr = "::/0".parse().unwrap();
+        assert_eq!(all.to_string(), "::/0");
         assert!(
             "10.0.0.1"
                 .parse::<Cidr>()

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 
 use super::access::{Cidr, Tunnels};
 use super::args::{CommonArgs, ServeArgs, Verify};
@@ -298,7 +299,11 @@ impl File {
         let time = |key, value, default: Duration| -> Result<Duration, Exit> {
             Ok(self.period(key, value)?.unwrap_or(default))
         };
-        let some = |value: Option<usize>, default: usize| value.unwrap_or(default).max(1);
+        // As many as a semaphore can count.
+        let bound = |value: Option<usize>, default: usize| {
+            value.unwrap_or(default).min(Semaphore::MAX_PERMITS)
+        };
+        let some = |value, default| bound(value, default).max(1);
         let whole = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         let header_bytes = size(
             "max_header_size",
@@ -334,7 +339,7 @@ impl File {
                 default.handshake,
             )?,
             idle: time("idle_timeout", &self.idle_timeout, default.idle)?,
-            tunnels: self.max_tunnels.unwrap_or(default.tunnels),
+            tunnels: bound(self.max_tunnels, default.tunnels),
             tunnel_idle: time(
                 "tunnel_idle_timeout",
                 &self.tunnel_idle_timeout,

@@ -318,20 +318,28 @@ impl FromStr for Range {
                     let written = version.split(['-', '+']).next().unwrap_or_default();
                     let next = match written.split('.').count() {
                         0 | 1 => None,
-                        2 => Some(Version::new(number.major.saturating_add(1), 0, 0)),
-                        _ => Some(Version::new(
-                            number.major,
-                            number.minor.saturating_add(1),
-                            0,
-                        )),
+                        2 => number.major.checked_add(1).map(|major| (major, 0)),
+                        _ => match number.minor.checked_add(1) {
+                            Some(minor) => Some((number.major, minor)),
+                            None => number.major.checked_add(1).map(|major| (major, 0)),
+                        },
                     };
                     bounds.push((Op::From, number));
-                    bounds.extend(next.map(|next| (Op::Below, next)));
+                    // Not even the first pre-release of what is next.
+                    bounds.extend(next.map(|(major, minor)| (Op::Below, first(major, minor))));
                 }
                 _ => return Err(bad()),
             }
         }
         Ok(Self { text, bounds })
+    }
+}
+
+/// `MAJOR.MINOR.0-0`: no version of that number goes before it.
+fn first(major: u64, minor: u64) -> Version {
+    Version {
+        pre: semver::Prerelease::new("0").expect("a literal pre-release"),
+        ..Version::new(major, minor, 0)
     }
 }
 
@@ -430,6 +438,19 @@ mod tests {
             ("~> 1.2", "2.0.0", false),
             ("~> 1.2.3", "1.2.9", true),
             ("~> 1.2.3", "1.3.0", false),
+            ("~> 1.2.3", "1.3.0-beta1", false),
+            ("~> 1.2", "2.0.0-0", false),
+            ("~> 1.2", "1.3.0-beta1", true),
+            (
+                "~> 18446744073709551615.1",
+                "18446744073709551615.2.0",
+                true,
+            ),
+            (
+                "~> 1.18446744073709551615.1",
+                "1.18446744073709551615.2",
+                true,
+            ),
             ("1.2.3", "1.2.3", true),
             ("= 1.2", "v1.2.0", true),
             ("!= 1.2.3", "1.2.3", false),

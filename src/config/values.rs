@@ -106,11 +106,15 @@ impl FromStr for HostName {
                     .bytes()
                     .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         };
-        // A last label of digits alone would be read as an IPv4 address by some resolvers.
-        let last_is_number = name
-            .rsplit('.')
-            .next()
-            .is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
+        // A last label that is a number, `0x7f` too, would be read as an IPv4 address by some
+        // resolvers, and is by URLs.
+        let last_is_number =
+            name.rsplit('.')
+                .next()
+                .is_some_and(|last| match last.strip_prefix("0x") {
+                    Some(hex) => hex.bytes().all(|b| b.is_ascii_hexdigit()),
+                    None => last.bytes().all(|b| b.is_ascii_digit()),
+                });
         if name.len() > 253 || last_is_number || !name.split('.').all(label_ok) {
             return Err("not a host name; write one such as registry.example.com".into());
         }
@@ -366,7 +370,7 @@ mod tests {
         }
         for bad in [
             "", ":443", "a:", "a:0", "a:65536", "a:+1", "a/b", "a@b", "1.2.3", "a..b", "[a]",
-            "a:1:2",
+            "a:1:2", "0x7f.1", "a.0X7F", "1.0x.",
         ] {
             assert!(bad.parse::<Authority>().is_err(), "{bad}");
         }

@@ -18,13 +18,22 @@ pub fn not_modified(asked: &HeaderMap, sent: &HeaderMap) -> bool {
             .get_all(IF_NONE_MATCH)
             .iter()
             .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
+            .flat_map(tags)
             .any(|tag| tag.trim() == "*" || opaque(tag) == opaque(etag));
     }
     match (date(asked, IF_MODIFIED_SINCE), date(sent, LAST_MODIFIED)) {
         (Some(since), Some(modified)) => modified <= since,
         _ => false,
     }
+}
+
+/// The members of a list, at whose commas it is parted but for those within quotes.
+fn tags(list: &str) -> impl Iterator<Item = &str> {
+    let mut quoted = false;
+    list.split(move |c| {
+        quoted ^= c == '"';
+        c == ',' && !quoted
+    })
 }
 
 /// What part of `length` bytes is asked for.
@@ -175,6 +184,18 @@ mod tests {
             ("if-modified-since", "Mon, 01 Jan 2024 00:00:00 GMT")
         ]));
         assert!(!asked(&[]));
+        let commas = headers(&[("etag", "\"a,b\"")]);
+        for (list, held) in [
+            ("\"a,b\"", true),
+            ("\"x\", W/\"a,b\"", true),
+            ("\"a\", \"b\"", false),
+        ] {
+            assert_eq!(
+                not_modified(&headers(&[("if-none-match", list)]), &commas),
+                held,
+                "{list}"
+            );
+        }
     }
 
     proptest! {

@@ -29,16 +29,16 @@ impl Subject {
     pub fn of_document(url: &Url) -> Option<Self> {
         let host = host_of(url)?;
         let segments: Vec<&str> = url.path_segments()?.collect();
-        let at = segments
-            .iter()
-            .position(|segment| *segment == "providers")?;
-        let (namespace, name, rest) = match &segments[at + 1..] {
-            [namespace, name, rest @ ..] => (*namespace, *name, rest),
-            _ => return None,
-        };
-        let (version, platform) = match rest {
-            ["versions"] => (None, None),
-            [version, "download", os, arch] => (Some(*version), Some(format!("{os}_{arch}"))),
+        if !segments.contains(&"providers") {
+            return None;
+        }
+        // From the end, as the route is told: `providers` may be in the service's own path too, or
+        // be the name of somebody.
+        let (namespace, name, version, platform) = match segments[..] {
+            [.., namespace, name, "versions"] => (namespace, name, None, None),
+            [.., namespace, name, version, "download", os, arch] => {
+                (namespace, name, Some(version), Some(format!("{os}_{arch}")))
+            }
             _ => return None,
         };
         // How Terraform 0.12 asks for providers without a namespace.
@@ -152,6 +152,14 @@ mod tests {
             (
                 "https://r.example:8443/x/v1/providers/a/b/1.0.0/download/linux/amd64",
                 Some("r.example:8443/a/b@1.0.0/linux_amd64"),
+            ),
+            (
+                "https://r.example/providers/v1/a/b/versions",
+                Some("r.example/a/b"),
+            ),
+            (
+                "https://r.example/v1/providers/providers/versions/versions",
+                Some("r.example/providers/versions"),
             ),
             (
                 "https://releases.hashicorp.com/terraform/index.json",

@@ -1,9 +1,13 @@
 //! Documents of the provider and module registry protocols and of the releases site.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use url::Url;
 
 use super::route::Kind;
@@ -44,6 +48,8 @@ impl Download {
             shasum: String,
             signing_keys: Option<Value>,
         }
+        let fields: Fields = serde_json::from_slice(body).map_err(|e| e.to_string())?;
+        fields.check_names()?;
         let raw: Raw = serde_json::from_slice(body).map_err(|e| e.to_string())?;
         let join = |reference: &str| {
             base.join(reference)
@@ -55,7 +61,7 @@ impl Download {
                 .map(|r| join(&r))
                 .transpose()
         };
-        let archive = join(&raw.download_url)?;
+        let archive = optional(Some(raw.download_url))?.ok_or("has no download_url")?;
         let shasum: Digest = raw.shasum.parse().map_err(|e| format!("shasum is {e}"))?;
         Ok(Self {
             filename: raw
@@ -110,19 +116,74 @@ pub fn rewrite_download(
     body: &[u8],
     instead: impl Fn(&Url) -> Option<String>,
 ) -> Option<Vec<u8>> {
-    let mut document: Value = serde_json::from_slice(body).ok()?;
-    let fields = document.as_object_mut()?;
+    let Fields(fields) = serde_json::from_slice(body).ok()?;
+    let replacement = |key: &str, value: &RawValue| {
+        let ours = URL_KEYS.contains(&key);
+        let reference: String = serde_json::from_str(value.get()).ok().filter(|_| ours)?;
+        let named = (!reference.is_empty()).then(|| base.join(&reference))?;
+        instead(&named.ok()?)
+    };
     let mut changed = false;
-    for key in URL_KEYS {
-        let Some(Value::String(reference)) = fields.get_mut(key) else {
-            continue;
-        };
-        if let Some(replacement) = base.join(reference).ok().and_then(|url| instead(&url)) {
-            *reference = replacement;
-            changed = true;
+    let mut written = Vec::with_capacity(body.len());
+    for (key, value) in &fields {
+        written.push(if written.is_empty() { b'{' } else { b',' });
+        serde_json::to_writer(&mut written, key).ok()?;
+        written.push(b':');
+        match replacement(key, value) {
+            None => written.extend_from_slice(value.get().as_bytes()),
+            Some(url) => {
+                serde_json::to_writer(&mut written, &url).ok()?;
+                changed = true;
+            }
         }
     }
-    changed.then(|| serde_json::to_vec(&document).ok())?
+    written.push(b'}');
+    changed.then_some(written)
+}
+
+/// The keys of an object in their order, each with its value as it stands there: a number keeps
+/// its digits, however many they are.
+struct Fields<'a>(Vec<(String, &'a RawValue)>);
+
+impl Fields<'_> {
+    /// Go reads keys whatever their case: a client must not find other URLs than larder does.
+    fn check_names(&self) -> Result<(), String> {
+        for (key, _) in &self.0 {
+            // Up and down: there is a long s, and a sign for Kelvin.
+            let folded = key.to_uppercase().to_lowercase();
+            let known = URL_KEYS.iter().chain(&["filename", "shasum"]);
+            if folded != *key && known.clone().any(|known| *known == folded) {
+                return Err(format!(
+                    "has a key {key:?}, which clients take for {folded}"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Vec<(String, &'de RawValue)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(fields)
+            }
+        }
+
+        deserializer.deserialize_map(Object).map(Self)
+    }
 }
 
 /// Whether `body` is a document of the kind that lies at `base`; the words say what is wrong.
@@ -155,36 +216,27 @@ pub fn holds_signed_url(text: &[u8]) -> bool {
         "key-pair-id=",
     ];
     let text = String::from_utf8_lossy(text).to_ascii_lowercase();
-    // Go's JSON writer escapes the ampersand.
-    let text = text.replace("\\u0026", "&");
+    // Writers of JSON escape some of what parts a query, those of pages the ampersand.
+    let text = text
+        .replace("\\u0026", "&")
+        .replace("\\u003d", "=")
+        .replace("\\u003f", "?")
+        .replace("&amp;", "&");
     MARKS.iter().any(|mark| {
         text.match_indices(mark)
             .any(|(at, _)| text[..at].ends_with(['?', '&']))
     })
 }
 
-fn object(body: &[u8]) -> Result<serde_json::Map<String, Value>, String> {
-    match serde_json::from_slice(body) {
-        Ok(Value::Object(fields)) => Ok(fields),
-        Ok(_) => Err("is JSON, but no object".into()),
-        Err(e) => Err(format!("is not JSON: {e}")),
-    }
+/// The values stay text: a document of megabytes, of which this is asked, would be a tree of
+/// hundreds.
+fn object(body: &[u8]) -> Result<HashMap<String, &RawValue>, String> {
+    serde_json::from_slice(body).map_err(|e| format!("is no JSON object: {e}"))
 }
 
-/// The walk over a version list of megabytes builds no tree: only the wanted key is looked at.
 fn list(body: &[u8], key: &str) -> Result<(), String> {
-    use serde::de::IgnoredAny;
-    let fields: std::collections::HashMap<String, ListOrOther> =
-        serde_json::from_slice(body).map_err(|e| format!("is no JSON object: {e}"))?;
-
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum ListOrOther {
-        List(#[allow(dead_code)] Vec<IgnoredAny>),
-        Other(#[allow(dead_code)] IgnoredAny),
-    }
-    match fields.get(key) {
-        Some(ListOrOther::List(_)) => Ok(()),
+    match object(body)?.get(key) {
+        Some(value) if value.get().starts_with('[') => Ok(()),
         _ => Err(format!("has no list of {key}")),
     }
 }
@@ -259,6 +311,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_rewritten_keeps_its_letters() {
+        let digest = Digest::of(b"");
+        let rest =
+            r#""shasums_url":"","x":[1.0,1E2,123456789012345678901234567890,1e999,"\ud800"],"x":2"#;
+        let body = format!(r#"{{"download_url":"a.zip","shasum":"{digest}", {rest} }}"#);
+        let written = rewrite_download(&base(), body.as_bytes(), |_| Some("https://x/".into()));
+        let wanted = format!(r#"{{"download_url":"https://x/","shasum":"{digest}",{rest}}}"#);
+        assert_eq!(String::from_utf8(written.unwrap()).unwrap(), wanted);
+    }
+
+    #[test]
+    fn keys_that_clients_read_otherwise_are_refused() {
+        let digest = Digest::of(b"");
+        for key in ["Download_URL", "\\u017fhasum", "SHASUMS_URL", "FileName"] {
+            let body = format!(r#"{{"download_url":"a","shasum":"{digest}","{key}":"b"}}"#);
+            let why = Download::parse(&base(), body.as_bytes()).unwrap_err();
+            assert!(why.contains("clients"), "{why}");
+        }
+    }
+
+    #[test]
     fn nonsense_is_told() {
         for (kind, bad) in [
             (Kind::Discovery, &b"<html>"[..]),
@@ -268,6 +341,10 @@ mod tests {
             (Kind::VersionList, b"{}"),
             (Kind::Download, b"{}"),
             (Kind::Download, br#"{"download_url":"a","shasum":"short"}"#),
+            (
+                Kind::Download,
+                br#"{"download_url":"","shasum":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}"#,
+            ),
             (Kind::Sums, b"<html>"),
             (Kind::Signature, b""),
             (Kind::Signature, b" <html>"),
@@ -283,6 +360,8 @@ mod tests {
         for signed in [
             "https://b.s3/x?X-Amz-Algorithm=a&X-Amz-Signature=0",
             r#"{"u":"https://b/x?a=1\u0026sig=9"}"#,
+            r#"{"u":"https://b/x?a\u003d1\u0026sig\u003D9"}"#,
+            r#"<a href="https://b/x?a=1&amp;sig=9">"#,
             "https://x/a?token=1",
         ] {
             assert!(holds_signed_url(signed.as_bytes()), "{signed}");

@@ -1,6 +1,6 @@
 //! Which protocol a path speaks, told from the path alone.
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{percent_decode, percent_decode_str};
 use url::Url;
 
 /// The folder of larder's own paths on intercepted hosts.
@@ -90,6 +90,13 @@ pub fn route(path: &str) -> Kind {
     if last == "index.json" {
         return Kind::ReleaseIndex;
     }
+    // Whatever somebody calls a namespace or a type.
+    match segments[..] {
+        [.., "modules", _, _, _, "versions"] => return Kind::ModuleVersions,
+        [.., "providers", _, _, "versions"] => return Kind::VersionList,
+        [.., "providers", _, _, _, "download", _, _] => return Kind::Download,
+        _ => {}
+    }
     // Whatever else a release holds under its product's name is a build of it.
     if let [.., product, version, file] = segments[..]
         && !product.is_empty()
@@ -113,6 +120,7 @@ pub fn check_path(path: &str) -> Result<(), &'static str> {
     if !path.starts_with('/') {
         return Err("does not start with a slash");
     }
+    let is_unsafe = |b: &u8| matches!(b, b'/' | b'\\' | 0..=0x1f | 0x7f);
     let segments: Vec<&str> = path[1..].split('/').collect();
     for (i, segment) in segments.iter().enumerate() {
         let decoded = percent_decode_str(segment).collect::<Vec<u8>>();
@@ -125,14 +133,12 @@ pub fn check_path(path: &str) -> Result<(), &'static str> {
         if encodes_unreserved(segment) {
             return Err("encodes a character that needs no encoding");
         }
-        if decoded
-            .iter()
-            .any(|b| matches!(b, b'/' | b'\\' | 0..=0x1f | 0x7f))
-        {
+        if decoded.iter().any(is_unsafe) {
             return Err("holds a backslash, an encoded slash or a control character");
         }
-        if percent_decode_str(&String::from_utf8_lossy(&decoded)).any(|b| matches!(b, b'/' | b'\\'))
-        {
+        // What some server decodes twice must not be a path of its own there.
+        let twice: Vec<u8> = percent_decode(&decoded).collect();
+        if twice == b"." || twice == b".." || twice.iter().any(is_unsafe) {
             return Err("is encoded twice");
         }
     }
@@ -253,6 +259,8 @@ mod tests {
             "/a%2fb",
             "/a%00b",
             "/a%252fb",
+            "/a/%252e%252e/b",
+            "/a%250ab",
             "/a/%0a",
             "/a%2ezip",
             "/a.zi%70",

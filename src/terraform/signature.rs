@@ -7,15 +7,20 @@ use std::path::Path;
 use pgp::composed::{Deserializable as _, DetachedSignature, SignedPublicKey};
 use pgp::crypto::hash::HashAlgorithm;
 use pgp::packet::{Signature, SignatureType, SubpacketData};
-use pgp::types::{KeyDetails, Tag};
+use pgp::types::{Fingerprint, KeyDetails, Tag};
 use serde::{Deserialize, Serialize};
 
 /// Signature packets of one file that are looked at.
 const SIGNATURES: usize = 16;
+/// Different keys, each of which one signature may say it is by.
+const ISSUERS: usize = 4;
 /// Keys of one registry document that are looked at.
 const KEYS: usize = 32;
 /// Bytes of one armored key or signature.
 const ARMOR_LIMIT: usize = 512 << 10;
+/// Bytes of the armored keys of one registry document, in all: some kinds of keys take
+/// milliseconds to read. Real ones have some kilobytes each.
+const NAMED_LIMIT: usize = 256 << 10;
 
 /// Who stands behind SHA256SUMS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,21 +169,38 @@ impl Keyring {
         };
         let mut known: Vec<Known<'_>> = self.official.iter().map(Known::official).collect();
         let mut unreadable = 0;
-        let parsed: Vec<_> = named.iter().take(KEYS).map(parse).collect();
+        let mut left = NAMED_LIMIT;
+        let parsed: Vec<_> = named
+            .iter()
+            .take(KEYS)
+            .map(|key| parse(key, &mut left))
+            .collect();
         for (key, parsed) in named.iter().zip(&parsed) {
             match parsed {
                 Ok(keys) => known.extend(keys.iter().map(|parsed| self.named(parsed, key))),
                 Err(_) => unreadable += 1,
             }
         }
+        let mut keys = Keys::new(known.iter().map(|known| known.key));
         for signature in &signatures {
             let issuers = known
                 .iter()
                 .filter_map(|key| Some((key, key.issuer(signature)?)));
+            // The same key in another copy is not checked again.
+            let mut checked: Vec<(_, Result<(), String>)> = Vec::new();
             let outcomes: Vec<_> = issuers
                 .map(|(key, issuer)| {
-                    let copies = known.iter().map(|known| known.key);
-                    (key, issuer.check(copies, signature, document, now))
+                    let id = issuer.id();
+                    let outcome = match checked.iter().find(|(other, _)| *other == id) {
+                        Some((_, outcome)) => outcome.clone(),
+                        None if checked.len() == ISSUERS => Err("it names too many keys".into()),
+                        None => {
+                            let outcome = issuer.check(&mut keys, signature, document, now);
+                            checked.push((id, outcome.clone()));
+                            outcome
+                        }
+                    };
+                    (key, outcome)
                 })
                 .collect();
             // A key may be there in several copies: the best of them counts.
@@ -245,12 +267,13 @@ impl Keyring {
         let author = dearmored(armor.as_bytes())?;
         let signatures =
             signatures_of(trust.as_bytes()).map_err(|why| format!("its trust_signature {why}"))?;
+        let mut keys = Keys::new(self.partners.iter());
         let mut outcome = Err("its trust_signature is not by the partner key".to_owned());
         for signature in &signatures {
             for key in &self.partners {
                 if let Some(issuer) = issuer(key, signature) {
                     outcome = issuer
-                        .check(self.partners.iter(), signature, &author, now)
+                        .check(&mut keys, signature, &author, now)
                         .map_err(|why| format!("its trust_signature does not hold: {why}"));
                     if outcome.is_ok() {
                         return outcome;
@@ -330,12 +353,59 @@ fn is_by(signature: &Signature, key: &impl KeyDetails) -> bool {
             .any(|issuer| *issuer == key.fingerprint())
 }
 
+/// All keys at hand: a later copy of the same key may have a longer life.
+struct Keys<'a> {
+    all: Vec<(Fingerprint, &'a SignedPublicKey)>,
+    /// What keys say of themselves, as far as they were asked
+    own: Vec<(Fingerprint, Result<&'a Signature, String>)>,
+}
+
+impl<'a> Keys<'a> {
+    fn new(keys: impl Iterator<Item = &'a SignedPublicKey>) -> Self {
+        Self {
+            all: keys.map(|key| (key.fingerprint(), key)).collect(),
+            own: Vec::new(),
+        }
+    }
+
+    fn copies(&self, id: &Fingerprint) -> impl Iterator<Item = &'a SignedPublicKey> + Clone {
+        let copies = self.all.iter().filter(move |(other, _)| other == id);
+        copies.map(|(_, key)| *key)
+    }
+
+    /// The latest word of a key on itself, unless it was revoked. Each signature on a key is
+    /// checked once, however many copies there are.
+    fn own(&mut self, key: &SignedPublicKey) -> Result<&'a Signature, String> {
+        let id = key.fingerprint();
+        if let Some((_, own)) = self.own.iter().find(|(other, _)| *other == id) {
+            return own.clone();
+        }
+        let revocations = self
+            .copies(&id)
+            .flat_map(|copy| &copy.details.revocation_signatures);
+        let revoked = revocations
+            .into_iter()
+            .any(|revocation| revocation.verify_key(&key.primary_key).is_ok());
+        let own = match revoked {
+            true => Err("its key was revoked".to_owned()),
+            false => latest(self.copies(&id).flat_map(self_signatures).collect())
+                .ok_or_else(|| "its key does not vouch for itself".to_owned()),
+        };
+        self.own.push((id, own.clone()));
+        own
+    }
+}
+
 impl Issuer<'_> {
-    /// Whether the signature is good. `copies` are all keys at hand: a later copy of the same key
-    /// may have a longer life.
-    fn check<'k>(
+    fn id(&self) -> (Fingerprint, Option<Fingerprint>) {
+        let subkey = self.subkey.map(|subkey| subkey.key.fingerprint());
+        (self.key.fingerprint(), subkey)
+    }
+
+    /// Whether the signature is good.
+    fn check(
         &self,
-        copies: impl Iterator<Item = &'k SignedPublicKey> + Clone,
+        keys: &mut Keys<'_>,
         signature: &Signature,
         document: &[u8],
         now: u64,
@@ -349,20 +419,13 @@ impl Issuer<'_> {
         };
         verified.map_err(|_| "the signature does not fit the bytes")?;
 
-        let copies = copies.filter(|copy| copy.fingerprint() == self.key.fingerprint());
-        for copy in copies.clone() {
-            let mut revocations = copy.details.revocation_signatures.iter();
-            if revocations.any(|revocation| revocation.verify_key(primary).is_ok()) {
-                return Err("its key was revoked".into());
-            }
-        }
-        let own: Vec<&Signature> = copies.clone().flat_map(self_signatures).collect();
-        let own = latest(own).ok_or("its key does not vouch for itself")?;
+        let own = keys.own(self.key)?;
         check_life(primary, own, signed)?;
         let Some(subkey) = self.subkey else {
             return may_sign(own);
         };
-        let same = copies.flat_map(|copy| &copy.public_subkeys);
+        let id = self.key.fingerprint();
+        let same = keys.copies(&id).flat_map(|copy| &copy.public_subkeys);
         let same = same.filter(|other| other.key.fingerprint() == subkey.key.fingerprint());
         let (mut bindings, mut revoked) = (Vec::new(), false);
         for signature in same.flat_map(|other| &other.signatures) {
@@ -488,8 +551,10 @@ fn fingerprint(key: &SignedPublicKey) -> String {
     key.fingerprint().to_string().to_ascii_uppercase()
 }
 
-fn parse(named: &NamedKey) -> Result<Vec<SignedPublicKey>, String> {
-    keys_of(named.ascii_armor.as_bytes())
+fn parse(named: &NamedKey, left: &mut usize) -> Result<Vec<SignedPublicKey>, String> {
+    let armor = named.ascii_armor.as_bytes();
+    *left = left.checked_sub(armor.len()).ok_or("is too large")?;
+    keys_of(armor)
 }
 
 /// The keys in an armored or binary file, at least one.

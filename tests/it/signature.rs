@@ -2,6 +2,10 @@
 //! with GnuPG for the rest (`short-life`: a key of one year from 2020-01-01, extended in 2025 to ten
 //! more; `subkey`: a P-256 key that signs with an RSA subkey).
 
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use larder::terraform::signature::{Judgement, Keyring, NamedKey, Tier, is_pinned};
 
 const NULL: &[u8] = include_bytes!("../data/terraform-provider-null_3.1.0_SHA256SUMS");
@@ -169,6 +173,45 @@ fn weak_and_expired_signatures_are_bad() {
     let in_its_day =
         Keyring::shipped().judge(NULL, expiring, &[named(extended)], 1_751_328_000 + 60);
     assert_eq!(in_its_day.tier, Tier::SelfSigned);
+}
+
+/// Each copy could be checked by what all copies say: a thousand of them are a million checks.
+#[test]
+fn a_key_in_many_copies_and_keys_without_end_take_little_time() {
+    let bare = |armor: &str| {
+        let body = armor.split_once("\n\n").unwrap().1;
+        let lines = body
+            .lines()
+            .take_while(|line| !line.starts_with(['=', '-']));
+        BASE64.decode(lines.collect::<String>()).unwrap()
+    };
+    let armored = |bytes: &[u8]| {
+        let text = BASE64.encode(bytes);
+        format!(
+            "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n{text}\n-----END PGP PUBLIC KEY BLOCK-----\n"
+        )
+    };
+    let start = Instant::now();
+    let late = include_bytes!("../data/signing/short-life.late.sig");
+    let copies = named(&armored(&bare(data!("short-life.extended.asc")).repeat(32)));
+    assert_eq!(judge(NULL, late, &vec![copies; 20]).tier, Tier::SelfSigned);
+    // Beyond the bound in bytes no key is read, and what goes before it is.
+    let large = named(&armored(&bare(data!("subkey.asc")).repeat(140)));
+    let key = named(data!("short-life.extended.asc"));
+    let before = [vec![key.clone()], vec![large.clone(); 31]].concat();
+    assert_eq!(judge(NULL, late, &before).tier, Tier::SelfSigned);
+    let by_subkey = include_bytes!("../data/signing/subkey.sig");
+    assert_eq!(judge(NULL, by_subkey, &before).tier, Tier::SelfSigned);
+    assert_eq!(judge(NULL, NULL_SIG, &before).tier, Tier::HashiCorp);
+    let huge = named(&armored(&bare(data!("subkey.asc")).repeat(280)));
+    let unread = judge(NULL, by_subkey, &[huge]);
+    assert_eq!(unread.tier, Tier::Bad);
+    assert!(unread.why.unwrap().contains("cannot"));
+    assert!(
+        start.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 #[test]
