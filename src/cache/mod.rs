@@ -13,6 +13,7 @@ mod shelf;
 pub mod sightings;
 pub mod trust;
 pub mod verdict;
+mod writer;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -387,7 +388,7 @@ impl Cache {
                 })))
             }
             Opened::Refused(response) => {
-                let refusal = fill::refusal(response, &source.url).await;
+                let refusal = writer::refusal(response, &source.url).await;
                 Ok(Archive::Refused(Arc::new(refusal)))
             }
         }

@@ -1,0 +1,363 @@
+//! The work of a fill: bytes from upstream into a staged file, the verdict on them, the commit.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
+use hyper::body::Incoming;
+use hyper::header::HeaderMap;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use url::Url;
+
+use super::document::end_to_end;
+use super::expect::{Sources, Verdict, Word};
+use super::fill::{DigestKnown, FillHead, Phase, Refusal, Spill, State};
+use super::trust::{Vouched, alarm, is_bad, overall};
+use super::url_key;
+use super::verdict::{Learning, note_republished, note_unverified, record, refuse, settle};
+use crate::digest::{Digest, Hasher};
+use crate::error::Error;
+use crate::store::{Full, Record, Staged, Verified};
+use crate::telemetry::METRICS;
+use crate::upstream::download::{Download, Opened, Source, Step};
+use crate::upstream::{Upstream, chunk, shown_url};
+
+/// Bytes written at once, at the most. Two such batches are in memory: one written, one received.
+const BATCH: usize = 512 << 10;
+/// So long the answer's head waits to be able to say whether a digest is to be had.
+const GRACE: Duration = Duration::from_millis(20);
+const REFUSAL_LIMIT: usize = 64 << 10;
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Finding out who stands behind an archive, while its bytes are on their way; none where that
+/// broke off.
+pub(super) type Vouching = Shared<BoxFuture<'static, Option<Vec<Vouched>>>>;
+
+/// Starts to find out who stands behind the archive.
+pub fn start_vouching(sources: &Sources, url: &Url) -> Vouching {
+    let (sources, url) = (sources.clone(), url.clone());
+    let task = tokio::spawn(async move { sources.vouch(&url, &HeaderMap::new(), true).await });
+    task.map(Result::ok).boxed().shared()
+}
+
+/// What does the work of a fill.
+pub(super) struct Writer {
+    pub upstream: Arc<Upstream>,
+    pub sources: Sources,
+    pub source: Source,
+    pub learning: Learning,
+    pub vouching: Vouching,
+    pub sender: watch::Sender<State>,
+    pub admit: Admit,
+}
+
+/// Whether an archive with such headers may be had at all.
+pub type Admit = Box<dyn Fn(Url, HeaderMap) -> BoxFuture<'static, Result<(), Error>> + Send + Sync>;
+
+/// A staged file, or its remains and why it cannot grow.
+type Written = (Staged, Result<(), Full>);
+
+impl Writer {
+    pub async fn run(self) {
+        let download = match Download::open(&self.upstream, self.source.clone()).await {
+            Ok(Opened::Archive(download)) => download,
+            Ok(Opened::Refused(response)) => {
+                let refusal = refusal(response, &self.source.url).await;
+                return self.end(Phase::Refused(Arc::new(refusal)));
+            }
+            Err(e) => return self.end(Phase::Failed(e)),
+        };
+        let head = download.head().clone();
+        if let Err(e) = (self.admit)(self.source.url.clone(), head.headers.clone()).await {
+            return self.end(Phase::Failed(e));
+        }
+        let staged = {
+            let (store, length) = (self.sources.store.clone(), head.length);
+            blocking(move || store.stage(length)).await
+        };
+        let file = match &staged {
+            Ok(staged) => Some(staged.file().clone()),
+            Err(_) => None,
+        };
+        let early = tokio::time::timeout(GRACE, self.learning.clone()).await;
+        let nobody = HeaderMap::new();
+        let vouched = self.sources.vouch(&self.source.url, &nobody, false).await;
+        let begun = Arc::new(FillHead {
+            length: head.length,
+            headers: end_to_end(&head.headers),
+            file,
+            digest: match early {
+                Ok(Verdict::Known(..)) => DigestKnown::Yes,
+                Ok(Verdict::NoneToBeHad) => DigestKnown::Never,
+                _ => DigestKnown::NotYet,
+            },
+            bad_signature: is_bad(&vouched),
+        });
+        self.sender
+            .send_modify(|state| state.head = Some(begun.clone()));
+        match staged {
+            Ok(staged) => self.copy(download, staged, &begun).await,
+            Err(full) => self.spill(download, Hasher::default(), &full),
+        }
+    }
+
+    /// Receives and writes at the same time.
+    async fn copy(&self, mut download: Box<Download>, staged: Staged, head: &FillHead) {
+        let mut idle = Some(staged);
+        let mut busy: Option<JoinHandle<Written>> = None;
+        let mut batch = Vec::new();
+        let mut batched = 0;
+        let mut ended = false;
+        loop {
+            if let Some(mut staged) = idle.take_if(|_| !batch.is_empty()) {
+                let bytes = std::mem::take(&mut batch);
+                batched = 0;
+                busy = Some(tokio::task::spawn_blocking(move || {
+                    let written = bytes
+                        .iter()
+                        .try_for_each(|chunk: &Bytes| staged.append(chunk));
+                    (staged, written)
+                }));
+            }
+            if ended && busy.is_none() {
+                break;
+            }
+            tokio::select! {
+                written = join(&mut busy), if busy.is_some() => {
+                    busy = None;
+                    let (staged, result) = written;
+                    if let Err(full) = result {
+                        // What is in `batch` was received but not written: it must come again.
+                        let hasher = staged.hasher().clone();
+                        let again = self.rewound(&download, staged.len());
+                        return self.spill(again, hasher, &full);
+                    }
+                    self.sender.send_modify(|state| state.written = staged.len());
+                    idle = Some(staged);
+                }
+                step = download.next(), if !ended && batched < BATCH => match step {
+                    Ok(Step::Bytes(bytes)) => {
+                        batched += bytes.len();
+                        batch.push(bytes);
+                    }
+                    Ok(Step::End) => ended = true,
+                    Ok(Step::Cut(cause)) => {
+                        let (mut staged, mut result) = match busy.take() {
+                            Some(writing) => join(&mut Some(writing)).await,
+                            None => (idle.take().expect("a staged file is idle or busy"), Ok(())),
+                        };
+                        for bytes in batch.drain(..) {
+                            if result.is_ok() {
+                                result = staged.append(&bytes);
+                            }
+                        }
+                        batched = 0;
+                        self.sender.send_modify(|state| state.written = staged.len());
+                        let hasher = staged.hasher().clone();
+                        if let Err(full) = result {
+                            let again = self.rewound(&download, staged.len());
+                            return self.spill(again, hasher, &full);
+                        }
+                        if let Err(e) = download.mend(cause, &hasher).await {
+                            return self.end(Phase::Failed(e));
+                        }
+                        idle = Some(staged);
+                    }
+                    Err(e) => return self.end(Phase::Failed(e)),
+                },
+            }
+        }
+        let staged = idle
+            .take()
+            .expect("the loop ends with the staged file idle");
+        self.finish(staged, head).await;
+    }
+
+    async fn finish(&self, staged: Staged, head: &FillHead) {
+        let verdict = settle(
+            &self.sources,
+            &self.learning,
+            &self.source.url,
+            &HeaderMap::new(),
+        )
+        .await;
+        let (digest, words) = match verdict {
+            Verdict::Known(digest, words) => (digest, words),
+            Verdict::NoneToBeHad => {
+                note_unverified(&self.source.url);
+                return self.end(Phase::Whole);
+            }
+            other => {
+                let found = staged.hasher().so_far();
+                return self.end(Phase::Failed(
+                    refuse(&self.sources, &self.source.url, found, other).await,
+                ));
+            }
+        };
+        match staged.verify(digest) {
+            Ok(verified) => {
+                let vouched = match self.vouch(digest).await {
+                    Ok(vouched) => vouched,
+                    Err(e) => return self.end(Phase::Failed(e)),
+                };
+                // Followers have waited for nothing but this.
+                self.end(Phase::Whole);
+                METRICS.archives_verified.inc();
+                self.commit(verified, &words, head, vouched).await;
+            }
+            Err(found) => {
+                let verdict = Verdict::Known(digest, words);
+                self.end(Phase::Failed(
+                    refuse(&self.sources, &self.source.url, found, verdict).await,
+                ));
+            }
+        }
+    }
+
+    /// Where a rule wants a signature, followers wait for it.
+    async fn vouch(&self, digest: Digest) -> Result<Option<Vec<Vouched>>, Error> {
+        let (sources, url) = (&self.sources, &self.source.url);
+        if !sources.wants_signature(url) {
+            return Ok(None);
+        }
+        self.vouching.clone().await;
+        // Documents may have changed meanwhile: what is at hand now counts.
+        let vouched = sources.vouch(url, &HeaderMap::new(), true).await;
+        sources.content(url, &vouched, Some(digest))?;
+        Ok(Some(vouched))
+    }
+
+    async fn commit(
+        &self,
+        verified: Verified,
+        words: &[Word],
+        head: &FillHead,
+        vouched: Option<Vec<Vouched>>,
+    ) {
+        let source = &self.source.url;
+        let nobody = HeaderMap::new();
+        // What is known by now is kept at once: the process may end at any moment.
+        let (vouched, complete) = match (vouched, self.vouching.clone().now_or_never()) {
+            (Some(vouched), _) | (None, Some(Some(vouched))) => (vouched, true),
+            _ => (self.sources.vouch(source, &nobody, false).await, false),
+        };
+        let kept = self.record(words, head, &vouched);
+        let (sources, key) = (self.sources.clone(), url_key(source));
+        let (digest, named) = (verified.digest(), source.clone());
+        let (as_key, as_kept) = (key.clone(), kept.clone());
+        let committed = blocking(move || {
+            let before = sources.remember(&named, digest);
+            note_republished(&named, digest, &before);
+            sources.store.commit(verified, &as_key, &as_kept)
+        });
+        let url = shown_url(source);
+        match committed.await {
+            Ok(()) => tracing::debug!(%url, %digest, "kept"),
+            Err(e) => {
+                tracing::error!(%url, %digest, error = %e, "a verified archive cannot be kept")
+            }
+        }
+        if complete {
+            return alarm(source, &vouched);
+        }
+        let vouched = self.vouching.clone().await.unwrap_or(vouched);
+        alarm(source, &vouched);
+        let fuller = self.record(words, head, &vouched);
+        if fuller != kept {
+            let store = self.sources.store.clone();
+            let named = blocking(move || store.name(&key, digest, &fuller)).await;
+            if let Err(error) = named {
+                tracing::warn!(%url, %error, "who signed an archive cannot be kept");
+            }
+        }
+    }
+
+    fn record(&self, words: &[Word], head: &FillHead, vouched: &[Vouched]) -> Arc<Record> {
+        let subjects = self.sources.subjects(&self.source.url);
+        let signature = overall(vouched).cloned();
+        Arc::new(record(words, &head.headers, signature, subjects))
+    }
+
+    /// A download that begins again at `at`, where the written bytes end.
+    fn rewound(&self, download: &Download, at: u64) -> Box<Download> {
+        let head = download.head().clone();
+        Box::new(Download::continue_from(
+            &self.upstream,
+            self.source.clone(),
+            head,
+            at,
+        ))
+    }
+
+    fn spill(&self, download: Box<Download>, hasher: Hasher, full: &Full) {
+        let url = shown_url(&self.source.url);
+        match full {
+            Full::TooLarge => {
+                tracing::warn!(%url, "larger than max_archive_size; passing this archive through, verified")
+            }
+            Full::NoRoom => {
+                tracing::warn!(%url, "no room to keep this archive; passing it through, verified")
+            }
+            Full::Disk(e) => {
+                tracing::error!(%url, error = %e, "the disk fails; passing this archive through, verified")
+            }
+        }
+        self.end(Phase::Spilled(Arc::new(Spill {
+            at: download.position(),
+            hasher,
+            head: download.head().clone(),
+            source: self.source.clone(),
+            learning: self.learning.clone(),
+            running: Mutex::new(Some(download)),
+        })));
+    }
+
+    fn end(&self, phase: Phase) {
+        if let Phase::Failed(cause) = &phase {
+            if self.sender.borrow().head.is_some() {
+                self.sources.taint(&self.source.url);
+            }
+            tracing::warn!(url = %shown_url(&self.source.url), %cause, "a download failed; nothing of it is kept");
+        }
+        self.sender.send_modify(|state| state.phase = phase);
+    }
+}
+
+/// Reads a refusal, as much of it as is fit to be relayed.
+pub async fn refusal(response: hyper::Response<Incoming>, url: &Url) -> Refusal {
+    let (parts, mut body) = response.into_parts();
+    let mut bytes = Vec::new();
+    let reading = async {
+        while let Ok(Some(next)) = chunk(&mut body, REFUSAL_PATIENCE, url).await {
+            if bytes.len() + next.len() > REFUSAL_LIMIT {
+                break;
+            }
+            bytes.extend_from_slice(&next);
+        }
+    };
+    // What came by then is what there is.
+    let _ = tokio::time::timeout(REFUSAL_PATIENCE, reading).await;
+    Refusal {
+        status: parts.status,
+        headers: end_to_end(&parts.headers),
+        body: bytes.into(),
+    }
+}
+
+async fn join(writing: &mut Option<JoinHandle<Written>>) -> Written {
+    let handle = writing.as_mut().expect("a write is running");
+    match handle.await {
+        Ok(written) => written,
+        Err(e) => std::panic::resume_unwind(e.into_panic()),
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) => std::panic::resume_unwind(e.into_panic()),
+    }
+}

@@ -1,0 +1,162 @@
+//! The store by itself; through the socket it is tested in `tests/it/store.rs`.
+
+use super::*;
+
+fn stage(store: &Arc<Store>, bytes: &[u8]) -> Verified {
+    let mut staged = store.stage(Some(bytes.len() as u64)).unwrap();
+    staged.append(bytes).unwrap();
+    staged.verify(Digest::of(bytes)).ok().unwrap()
+}
+
+fn put(store: &Arc<Store>, key: &str, bytes: &[u8]) -> Digest {
+    let verified = stage(store, bytes);
+    store.commit(verified, key, &Arc::default()).unwrap();
+    Digest::of(bytes)
+}
+
+#[test]
+fn cacache_reads_what_was_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), Some(1 << 20), u64::MAX).unwrap();
+    let digest = put(&store, "https://h/a.zip", b"archive");
+    let cache = dir.path().join("cache");
+    assert_eq!(
+        cacache::read_sync(&cache, "https://h/a.zip").unwrap(),
+        b"archive"
+    );
+    assert_eq!(
+        cacache::read_hash_sync(&cache, &digest.to_integrity()).unwrap(),
+        b"archive"
+    );
+}
+
+#[test]
+fn wrong_bytes_get_no_name_and_leave_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), Some(1 << 20), u64::MAX).unwrap();
+    let mut staged = store.stage(Some(3)).unwrap();
+    staged.append(b"bad").unwrap();
+    let found = staged.verify(Digest::of(b"good")).err().unwrap();
+    assert_eq!(found, Digest::of(b"bad"));
+    assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
+    assert_eq!(store.lock().reserved, 0);
+}
+
+#[test]
+fn reserved_and_stored_stay_within_the_budget_and_the_least_used_goes_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), Some(10), u64::MAX).unwrap();
+    let a = put(&store, "a", b"aaaa");
+    let b = put(&store, "b", b"bbbb");
+    assert!(store.open_blob(a).is_some());
+    let c = put(&store, "c", b"cccc");
+    assert!(store.open_blob(b).is_none() && store.find("b").is_none());
+    assert!(store.open_blob(a).is_some() && store.open_blob(c).is_some());
+    let staged = store.stage(Some(8)).unwrap();
+    assert!(matches!(store.stage(Some(8)), Err(Full::NoRoom)));
+    {
+        let inner = store.lock();
+        assert!(inner.stored + inner.reserved <= 10);
+    }
+    drop(staged);
+    assert!(matches!(store.stage(Some(11)), Err(Full::NoRoom)));
+}
+
+#[test]
+fn an_unannounced_length_is_reserved_as_it_grows() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), Some(20 << 20), u64::MAX).unwrap();
+    let mut staged = store.stage(None).unwrap();
+    let chunk = vec![0; 1 << 20];
+    for _ in 0..16 {
+        staged.append(&chunk).unwrap();
+    }
+    assert!(matches!(staged.append(&chunk), Err(Full::NoRoom)));
+    assert_eq!(staged.len(), 16 << 20);
+}
+
+#[test]
+fn a_reader_outlives_the_removal() {
+    use std::os::unix::fs::FileExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), Some(10), u64::MAX).unwrap();
+    let a = put(&store, "a", b"aaaa");
+    let held = store.open_blob(a).unwrap();
+    assert_eq!(
+        store.gc(Some(0), None),
+        Freed {
+            blobs: 1,
+            bytes: 4,
+            held: 0
+        }
+    );
+    let mut buffer = [0; 4];
+    held.file.read_exact_at(&mut buffer, 0).unwrap();
+    assert_eq!(&buffer, b"aaaa");
+}
+
+#[test]
+fn a_start_finds_blobs_names_and_order_and_empties_tmp() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = {
+        let store = Store::open(dir.path(), Some(100), u64::MAX).unwrap();
+        (put(&store, "a", b"aaaa"), put(&store, "b", b"bbbb"))
+    };
+    let old = SystemTime::now() - Duration::from_secs(3600);
+    let path = content_path(&dir.path().join("cache"), &b);
+    let file = File::options().write(true).open(path).unwrap();
+    file.set_times(fs::FileTimes::new().set_accessed(old))
+        .unwrap();
+    fs::write(dir.path().join("tmp/fill-0"), "partial").unwrap();
+    let store = Store::open(dir.path(), Some(100), u64::MAX).unwrap();
+    assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
+    assert_eq!((store.find("a"), store.find("b")), (Some(a), Some(b)));
+    assert!(!store.open_blob(a).unwrap().checked);
+    let freed = store.gc(None, Some(Duration::from_secs(1800)));
+    assert_eq!((freed.blobs, store.find("b")), (1, None));
+}
+
+#[test]
+fn a_changed_file_is_noticed_and_a_rotten_one_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), Some(100), u64::MAX).unwrap();
+    let a = put(&store, "a", b"aaaa");
+    let held = store.open_blob(a).unwrap();
+    assert!(held.checked && store.recheck(&held));
+    let path = content_path(&dir.path().join("cache"), &a);
+    fs::write(&path, b"aaab").unwrap();
+    let later = SystemTime::now() + Duration::from_secs(5);
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_modified(later)
+        .unwrap();
+    let held = store.open_blob(a).unwrap();
+    assert!(!held.checked && !store.recheck(&held));
+    assert!(store.open_blob(a).is_none() && !path.exists());
+}
+
+#[test]
+fn torn_index_lines_are_dropped_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let digest = put(
+        &Store::open(dir.path(), Some(100), u64::MAX).unwrap(),
+        "a",
+        b"aaaa",
+    );
+    let cache = dir.path().join("cache");
+    let bucket = index::buckets(&cache).next().unwrap().unwrap().path;
+    let mut text = fs::read_to_string(&bucket).unwrap();
+    text.push_str("\n0123\t{\"key\":");
+    fs::write(&bucket, text).unwrap();
+    assert_eq!(check_all(dir.path()).unwrap().len(), 1);
+    assert_eq!(
+        Store::open(dir.path(), Some(100), u64::MAX)
+            .unwrap()
+            .find("a"),
+        Some(digest)
+    );
+    assert_eq!(check_all(dir.path()).unwrap().len(), 0);
+    assert_eq!(cacache::read_sync(&cache, "a").unwrap(), b"aaaa");
+}
