@@ -149,7 +149,6 @@ impl Sources {
         }
         let mut earlier = vec![key];
         earlier.extend(self.names_in_ledger(archive));
-        let heard = words.len();
         for key in earlier {
             let digest = self.store.ledger.find(&key);
             if let Some(digest) = digest.or_else(|| self.store.find(&key)) {
@@ -160,10 +159,17 @@ impl Sources {
                 });
             }
         }
+        self.agree(words)
+    }
+
+    /// What the words together say. Where republished archives are let through, what was seen
+    /// earlier does not count against what is said now.
+    fn agree(&self, mut words: Vec<Word>) -> Expected {
         let agreed = agree(words.clone());
+        let now = |word: &Word| word.origin != Origin::Earlier;
         match (&agreed, self.judge.republished) {
-            (Expected::Contradiction(..), Republished::Warn) if heard > 0 => {
-                words.truncate(heard);
+            (Expected::Contradiction(..), Republished::Warn) if words.iter().any(now) => {
+                words.retain(now);
                 agree(words)
             }
             _ => agreed,
@@ -212,7 +218,11 @@ impl Sources {
         if self.refresh_doubted(&expected).await {
             expected = self.expected(archive).await;
         }
+        let hearsay = |words: &[Word]| words.iter().all(|word| word.origin == Origin::Earlier);
         match expected {
+            // Where a new digest may be the right one, the sums are asked for.
+            Expected::Known(_, words)
+                if self.judge.republished == Republished::Warn && hearsay(&words) => {}
             Expected::Known(digest, words) => return Verdict::Known(digest, words),
             Expected::Contradiction(words, why) => return Verdict::Contradiction(words, why),
             Expected::Unknown => {}
@@ -275,7 +285,7 @@ impl Sources {
         if !words.contains(&word) {
             words.push(word);
         }
-        match agree(words) {
+        match self.agree(words) {
             Expected::Known(digest, words) => Verdict::Known(digest, words),
             Expected::Contradiction(words, why) => Verdict::Contradiction(words, why),
             Expected::Unknown => Verdict::NoneToBeHad,

@@ -98,7 +98,7 @@ impl Cache {
             (this.outcome, this.why) = ("refused", e.to_string());
             return this;
         }
-        if let Err(e) = self.gate(url, digest, &Default::default()).await {
+        if let Err(e) = self.judge_gate(url, digest, &Default::default()).await {
             (this.outcome, this.why) = match at_hand {
                 true => ("refused", e.to_string()),
                 false => (

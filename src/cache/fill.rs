@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use url::Url;
 
 use super::expect::Sources;
-use super::verdict::{Learning, learn};
+use super::verdict::{Learning, Terms, learn};
 use super::writer::{Admit, Writer, start_vouching};
 use crate::digest::Hasher;
 use crate::error::{Error, Kind as ErrorKind};
@@ -96,6 +96,7 @@ pub struct Spill {
     pub head: Head,
     pub source: Source,
     pub learning: Learning,
+    pub terms: Terms,
     /// The running download, for the first follower that comes to take it
     pub running: Mutex<Option<Box<Download>>>,
 }
@@ -113,6 +114,7 @@ impl Fill {
         upstream: Arc<Upstream>,
         sources: Sources,
         source: Source,
+        terms: Terms,
         orphans: Arc<Orphans>,
         admit: Admit,
         done: impl FnOnce(&Arc<Self>) + Send + 'static,
@@ -139,6 +141,7 @@ impl Fill {
             let writer = Writer {
                 upstream,
                 learning: learn(&sources, &source.url, &HeaderMap::new()),
+                terms,
                 vouching: start_vouching(&sources, &source.url),
                 sources,
                 source,

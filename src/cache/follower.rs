@@ -10,9 +10,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::expect::{Sources, Verdict};
+use super::expect::Sources;
 use super::fill::{Fill, FollowGuard, Phase, Spill, State, vanished, visible};
-use super::verdict::{Learning, note_republished, note_unverified, refuse, settle};
+use super::trust::alarm;
+use super::verdict::{Learning, Outcome, Terms, conclude, note_republished};
 use crate::digest::Hasher;
 use crate::error::{Error, Kind};
 use crate::telemetry::METRICS;
@@ -183,7 +184,8 @@ impl Following {
                 spill.at,
             ))
         });
-        let mut direct = Direct::new(*download, self.sources.clone(), spill.learning.clone());
+        let (sources, learning) = (self.sources.clone(), spill.learning.clone());
+        let mut direct = Direct::new(*download, sources, learning, spill.terms);
         direct.hasher = spill.hasher.clone();
         if at < spill.at {
             // Written but withheld: at most what is always withheld.
@@ -201,6 +203,7 @@ pub struct Direct {
     download: Download,
     sources: Sources,
     learning: Learning,
+    terms: Terms,
     hasher: Hasher,
     /// Received, not yet given out
     held: VecDeque<Bytes>,
@@ -211,8 +214,9 @@ pub struct Direct {
 
 impl Direct {
     /// A download at its beginning.
-    pub fn new(download: Download, sources: Sources, learning: Learning) -> Self {
+    pub fn new(download: Download, sources: Sources, learning: Learning, terms: Terms) -> Self {
         Self {
+            terms,
             held_at: download.position(),
             download,
             sources,
@@ -297,29 +301,31 @@ impl Direct {
 
     async fn verify(&self) -> Result<(), Error> {
         let (url, headers) = (self.download.url(), self.download.credentials());
-        let found = self.hasher.so_far();
-        match settle(&self.sources, &self.learning, url, &headers).await {
-            Verdict::Known(digest, _) if digest == found => {
-                if self.sources.wants_signature(url) {
-                    let vouched = self.sources.vouch(url, &headers, true).await;
-                    self.sources.content(url, &vouched, Some(digest))?;
-                }
-                if !self.download.is_private() {
-                    let (sources, named) = (self.sources.clone(), url.clone());
-                    let remembered = tokio::task::spawn_blocking(move || {
-                        note_republished(&named, digest, &sources.remember(&named, digest));
-                    });
-                    let _ = remembered.await;
-                }
+        let (sources, found) = (&self.sources, self.hasher.so_far());
+        let outcome = conclude(sources, &self.learning, url, &headers, self.terms, found).await;
+        match outcome {
+            Ok(Outcome::Verified(_, vouched)) => {
                 METRICS.archives_verified.inc();
+                let (sources, url) = (self.sources.clone(), url.clone());
+                let private = self.download.is_private();
+                // The client need not wait for the alarm.
+                tokio::spawn(async move {
+                    let vouched = match vouched {
+                        Some(vouched) => vouched,
+                        None => sources.vouch(&url, &headers, true).await,
+                    };
+                    alarm(&url, &vouched);
+                    if !private {
+                        let remembering = move || {
+                            note_republished(&url, found, &sources.remember(&url, found));
+                        };
+                        let _ = tokio::task::spawn_blocking(remembering).await;
+                    }
+                });
                 Ok(())
             }
-            Verdict::NoneToBeHad => {
-                note_unverified(url);
-                Ok(())
-            }
-            verdict => {
-                let error = refuse(&self.sources, url, found, verdict).await;
+            Ok(Outcome::Unverified) => Ok(()),
+            Err(error) => {
                 tracing::warn!(url = %shown_url(url), cause = %error, "cut short");
                 Err(error)
             }

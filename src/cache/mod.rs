@@ -27,8 +27,8 @@ use url::Url;
 
 use crate::config::Authority;
 use crate::digest::Digest;
-use crate::error::Error;
-use crate::store::{Held, Store};
+use crate::error::{Error, Kind as ErrorKind};
+use crate::store::{Held, Record, Store};
 use crate::upstream::download::{Download, Opened, Source};
 use crate::upstream::{Ask, Upstream, shown_url};
 use document::end_to_end;
@@ -38,6 +38,7 @@ use follower::Direct;
 use metadata::{Metadata, offline};
 use sightings::Sightings;
 use trust::Judge;
+use verdict::Terms;
 
 /// Blobs that are hashed again at once.
 const RECHECKS: usize = 2;
@@ -133,7 +134,7 @@ impl Cache {
         let key = url_key(url);
         let digest = self.settled(url).await?;
         self.gate(url, digest, &HeaderMap::new()).await?;
-        if let Some(held) = self.held(digest, &key).await {
+        if let Some(held) = self.held(digest, &key, url).await {
             self.admit_held(url, &held).await?;
             return Ok(Archive::Held(held));
         }
@@ -145,14 +146,18 @@ impl Cache {
             headers,
             private: false,
         };
-        match self.join(&key, digest, source.clone()) {
+        let terms = self.terms(url, digest);
+        match self.join(&key, digest, source.clone(), terms) {
             Joined::Fill(fill, guard, joined) => Ok(Archive::Filling {
                 fill,
                 guard,
                 joined,
             }),
-            Joined::Held(held) => Ok(Archive::Held(held)),
-            Joined::TooMany => self.pass(source).await,
+            Joined::Held(held) => {
+                self.admit_held(url, &held).await?;
+                Ok(Archive::Held(held))
+            }
+            Joined::TooMany => self.pass(source, terms).await,
         }
     }
 
@@ -162,12 +167,12 @@ impl Cache {
             return Err(offline(url));
         }
         self.gate(url, None, &headers).await?;
-        self.pass(Source {
+        let source = Source {
             url: url.clone(),
             headers,
             private: true,
-        })
-        .await
+        };
+        self.pass(source, self.terms(url, None)).await
     }
 
     /// What HEAD should say, without a download.
@@ -242,16 +247,23 @@ impl Cache {
     }
 
     /// A held blob, found right since the start and unchanged; a rotten one is removed.
-    async fn held(&self, digest: Option<Digest>, key: &str) -> Option<Held> {
+    async fn held(&self, digest: Option<Digest>, key: &str, url: &Url) -> Option<Held> {
         let digest = digest?;
         let held = self.store.open_blob(digest)?;
         let held = match held.checked {
             true => held,
             false => self.recheck(held).await?,
         };
-        if self.store.find(key).is_none() {
-            // Held under another URL: from now on under this one too.
-            let (store, key, record) = (self.store.clone(), key.to_owned(), held.record.clone());
+        // A query may be anything: a name for each would be without bound.
+        if self.store.find(key).is_none() && url.query().is_none() {
+            // Held under another URL: from now on under this one too, with what stands behind it.
+            let vouched = self.sources.vouch(url, &HeaderMap::new(), false).await;
+            let record = Record {
+                signature: trust::overall(&vouched).cloned(),
+                subjects: self.sources.subjects(url),
+                ..Record::clone(&held.record)
+            };
+            let (store, key, record) = (self.store.clone(), key.to_owned(), Arc::new(record));
             tokio::task::spawn_blocking(move || {
                 if let Err(error) = store.name(&key, digest, &record) {
                     tracing::warn!(%key, %error, "a further name of a blob cannot be kept");
@@ -306,6 +318,19 @@ impl Cache {
         digest: Option<Digest>,
         credentials: &HeaderMap,
     ) -> Result<(), Error> {
+        let judged = self.judge_gate(url, digest, credentials).await;
+        judged.map_err(|e| match e.kind() {
+            ErrorKind::Unsigned => verdict::note_refused(url, e),
+            _ => e,
+        })
+    }
+
+    async fn judge_gate(
+        &self,
+        url: &Url,
+        digest: Option<Digest>,
+        credentials: &HeaderMap,
+    ) -> Result<(), Error> {
         self.admit_archive(url, None).await?;
         let sources = &self.sources;
         if !sources.wants_signature(url) {
@@ -315,15 +340,30 @@ impl Cache {
         let vouched = sources.vouch(url, credentials, ask).await;
         let outcome = sources.content(url, &vouched, digest);
         let at_hand = vouched.iter().all(|party| party.listed.is_some());
-        match (outcome, sources.store.record(&url_key(url))) {
-            (Err(_), Some(record)) if !at_hand && credentials.is_empty() => {
+        let key = url_key(url);
+        let same = digest.is_some() && sources.store.find(&key) == digest;
+        match (outcome, sources.store.record(&key)) {
+            (Err(_), Some(record)) if !at_hand && same && credentials.is_empty() => {
                 sources.content_with_record(url, record.signature.as_ref())
             }
             (outcome, _) => outcome,
         }
     }
 
-    fn join(self: &Arc<Self>, key: &str, digest: Option<Digest>, source: Source) -> Joined {
+    fn terms(&self, url: &Url, expected: Option<Digest>) -> Terms {
+        Terms {
+            expected,
+            strict: self.sources.wants_signature(url),
+        }
+    }
+
+    fn join(
+        self: &Arc<Self>,
+        key: &str,
+        digest: Option<Digest>,
+        source: Source,
+        mut terms: Terms,
+    ) -> Joined {
         let mut fills = self.lock();
         if let Some(fill) = running(&fills, key, digest).filter(|fill| fill.is_joinable()) {
             return Joined::Fill(fill.clone(), fill.follow(), true);
@@ -339,6 +379,7 @@ impl Cache {
         if fills.len() >= self.fill_limit {
             return Joined::TooMany;
         }
+        terms.expected = digest;
         let fill_key = digest.map_or_else(|| key.to_owned(), |digest| digest.to_string());
         let (this, done_key) = (self.clone(), fill_key.clone());
         let gate = self.clone();
@@ -346,6 +387,7 @@ impl Cache {
             self.upstream.clone(),
             self.sources.clone(),
             source,
+            terms,
             self.orphans.clone(),
             Box::new(move |url, headers| {
                 let gate = gate.clone();
@@ -367,7 +409,7 @@ impl Cache {
         Joined::Fill(fill, guard, false)
     }
 
-    async fn pass(&self, source: Source) -> Result<Archive, Error> {
+    async fn pass(&self, source: Source, terms: Terms) -> Result<Archive, Error> {
         let private = source.private;
         let credentials = if private {
             source.headers.clone()
@@ -384,7 +426,7 @@ impl Cache {
                     length: head.length,
                     headers: end_to_end(&head.headers),
                     bad_signature: trust::is_bad(&vouched),
-                    direct: Direct::new(*download, self.sources.clone(), learning),
+                    direct: Direct::new(*download, self.sources.clone(), learning, terms),
                 })))
             }
             Opened::Refused(response) => {

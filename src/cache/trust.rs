@@ -98,6 +98,8 @@ pub struct Vouched {
     pub judgement: Judgement,
     /// What the sums that were judged say of the archive
     pub listed: Option<Digest>,
+    /// Whether the document that names it names keys
+    pub names_keys: bool,
 }
 
 impl Sources {
@@ -111,6 +113,11 @@ impl Sources {
             .filter_map(|claim| Subject::of_document(&Url::parse(&claim.document).ok()?))
             .chain(Subject::of_release(archive))
             .collect();
+        if subjects.is_empty()
+            && let Some(record) = self.store.record(&url_key(archive))
+        {
+            subjects.clone_from(&record.subjects);
+        }
         subjects.sort();
         subjects.dedup();
         subjects
@@ -132,6 +139,7 @@ impl Sources {
         for party in self.parties(archive) {
             let (judgement, listed) = self.vouch_one(archive, &party, credentials, ask).await;
             all.push(Vouched {
+                names_keys: !party.keys.is_empty(),
                 subject: party.subject,
                 judgement,
                 listed,
@@ -153,9 +161,20 @@ impl Sources {
     ) -> Result<(), Error> {
         for party in vouched {
             let rule = self.rule(party.subject.as_ref(), archive);
-            let listed = digest.is_none() || party.listed == digest;
-            satisfies(&rule, &party.judgement, listed)
-                .map_err(|why| self.refusal(archive, party.subject.as_ref(), &why))?;
+            let satisfied = |party: &Vouched| {
+                let listed = digest.is_none() || party.listed == digest;
+                satisfies(&rule, &party.judgement, listed)
+            };
+            let Err(why) = satisfied(party) else {
+                continue;
+            };
+            // OpenTofu's registry may name no keys for what Terraform's names some for: the same
+            // bytes by the same author are as good.
+            let keyless = party.judgement.tier == Tier::Unsigned && !party.names_keys;
+            let mut others = vouched.iter().filter(|other| is_same(party, other));
+            if !(keyless && others.any(|other| satisfied(other).is_ok())) {
+                return Err(self.refusal(archive, party.subject.as_ref(), &why));
+            }
         }
         Ok(())
     }
@@ -178,9 +197,7 @@ impl Sources {
 
     fn refusal(&self, archive: &Url, subject: Option<&Subject>, why: &str) -> Error {
         let of = subject.map_or_else(String::new, |subject| format!(" of {subject}"));
-        METRICS.unsigned_refused.inc();
         let url = shown_url(archive);
-        tracing::error!(%url, %why, "archive refused: verify = \"signature\" is not satisfied");
         Error::new(
             ErrorKind::Unsigned,
             format!(
@@ -215,6 +232,11 @@ impl Sources {
                 }
             })
             .collect();
+        let on_record = self.store.record(&url_key(archive));
+        let on_record = on_record
+            .as_ref()
+            .and_then(|record| record.subjects.first());
+        let subject = || Subject::of_release(archive).or_else(|| on_record.cloned());
         if parties.is_empty()
             && let Some(sums) = sums_beside(archive)
         {
@@ -229,7 +251,7 @@ impl Sources {
                 url
             });
             parties.push(Party {
-                subject: Subject::of_release(archive),
+                subject: subject(),
                 signatures: beside.collect(),
                 keys: Arc::default(),
                 filename: file_name(archive),
@@ -237,7 +259,7 @@ impl Sources {
             });
         } else if parties.is_empty() {
             parties.push(Party {
-                subject: Subject::of_release(archive),
+                subject: subject(),
                 signatures: Vec::new(),
                 keys: Arc::default(),
                 filename: file_name(archive),
@@ -268,23 +290,30 @@ impl Sources {
             };
             self.document(&url, kind, credentials, ask).await
         };
-        let sums = match fetch(sums.clone(), Kind::Sums).await {
+        let likeliest = party.signatures[0].clone();
+        let (sums, first) = tokio::join!(
+            fetch(sums.clone(), Kind::Sums),
+            fetch(likeliest, Kind::Signature)
+        );
+        let sums = match sums {
             Ok(sums) => sums,
             Err(why) => return (Judgement::unsigned(format!("its SHA256SUMS {why}")), None),
         };
         let listed = Sums::parse(&sums.body).ok();
         let listed = listed.and_then(|sums| sums.digest_of(&party.filename));
-        let mut missing = String::new();
-        for url in &party.signatures {
-            match fetch(url.clone(), Kind::Signature).await {
-                Ok(signature) => {
-                    let judgement = self.judge.judge(&sums, &signature, &party.keys).await;
-                    return (judgement, listed);
-                }
-                Err(why) => missing = format!("its signature {why}"),
+        let mut found = first;
+        for url in &party.signatures[1..] {
+            if found.is_err() {
+                found = fetch(url.clone(), Kind::Signature).await;
             }
         }
-        (Judgement::unsigned(missing), listed)
+        match found {
+            Ok(signature) => (
+                self.judge.judge(&sums, &signature, &party.keys).await,
+                listed,
+            ),
+            Err(why) => (Judgement::unsigned(format!("its signature {why}")), listed),
+        }
     }
 
     /// A held document, or one asked for. The words say why there is none.
@@ -319,6 +348,14 @@ impl Sources {
             Ok(Answer::TooLarge) => Err("is too large".into()),
             Err(e) => Err(format!("cannot be had: {e}")),
         }
+    }
+}
+
+/// Whether two parties speak of the same NAMESPACE/TYPE of whichever registries.
+fn is_same(one: &Vouched, other: &Vouched) -> bool {
+    match (&one.subject, &other.subject) {
+        (Some(one), Some(other)) => one.names.len() == 3 && one.names[1..] == other.names[1..],
+        _ => false,
     }
 }
 
@@ -394,6 +431,7 @@ mod tests {
                 tier,
                 ..Judgement::bad("")
             },
+            names_keys: true,
             listed: None,
         }
     }

@@ -8,6 +8,7 @@ use url::Url;
 
 use super::document::headers_to_text;
 use super::expect::{Expected, Origin, Sources, Verdict, Word};
+use super::trust::Vouched;
 use crate::digest::Digest;
 use crate::error::{Error, Kind as ErrorKind};
 use crate::store::Record;
@@ -54,6 +55,72 @@ pub async fn settle(
     }
 }
 
+/// What was promised of an archive when its fetch began, whatever is learnt of it since.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Terms {
+    /// The digest by which others may have joined
+    pub expected: Option<Digest>,
+    /// Whether a rule wanted a signature
+    pub strict: bool,
+}
+
+/// What bytes are when all of them are there.
+pub enum Outcome {
+    /// As all sources say; and who stands behind them, if that was to be known
+    Verified(Vec<Word>, Option<Vec<Vouched>>),
+    /// There is nothing to verify them by.
+    Unverified,
+}
+
+/// The verdict on bytes whose digest is `found`.
+///
+/// # Errors
+/// When they are not what they should be, or nobody vouches for them who should.
+pub async fn conclude(
+    sources: &Sources,
+    learning: &Learning,
+    url: &Url,
+    credentials: &HeaderMap,
+    terms: Terms,
+    found: Digest,
+) -> Result<Outcome, Error> {
+    let strict = terms.strict || sources.wants_signature(url);
+    let verdict = settle(sources, learning, url, credentials).await;
+    let (digest, words) = match verdict {
+        Verdict::Known(digest, words) => (digest, words),
+        Verdict::NoneToBeHad if terms.expected.is_none() && !strict => {
+            note_unverified(url);
+            return Ok(Outcome::Unverified);
+        }
+        other => return Err(refuse(sources, url, found, other).await),
+    };
+    if let Some(expected) = terms.expected.filter(|expected| *expected != digest) {
+        let why = format!(
+            "its sources said {expected} when it was asked for, and {digest} when it had come"
+        );
+        return Err(contradiction(sources, url, &words, &why));
+    }
+    if digest != found {
+        return Err(refuse(sources, url, found, Verdict::Known(digest, words)).await);
+    }
+    if !strict {
+        return Ok(Outcome::Verified(words, None));
+    }
+    // Documents may have changed since it began: what is there now counts.
+    let vouched = sources.vouch(url, credentials, true).await;
+    sources
+        .content(url, &vouched, Some(digest))
+        .map_err(|e| note_refused(url, e))?;
+    Ok(Outcome::Verified(words, Some(vouched)))
+}
+
+/// Says, in log and metrics, that an archive lacks the signature that a rule wants.
+pub fn note_refused(url: &Url, error: Error) -> Error {
+    METRICS.unsigned_refused.inc();
+    tracing::error!(url = %shown_url(url), cause = %error, "archive refused: verify = \"signature\" is not satisfied");
+    error
+}
+
 /// Says which source contradicted what, and has them asked anew.
 pub async fn refuse(sources: &Sources, url: &Url, found: Digest, verdict: Verdict) -> Error {
     let shown = shown_url(url);
@@ -75,7 +142,10 @@ pub async fn refuse(sources: &Sources, url: &Url, found: Digest, verdict: Verdic
             (words, why)
         }
         Verdict::Contradiction(words, why) => (words, why),
-        Verdict::NoneToBeHad => (Vec::new(), "no digest is known".to_owned()),
+        Verdict::NoneToBeHad => (
+            Vec::new(),
+            "no digest is to be had for it any more".to_owned(),
+        ),
     };
     contradiction(sources, url, &words, &why)
 }

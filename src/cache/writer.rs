@@ -17,8 +17,8 @@ use super::expect::{Sources, Verdict, Word};
 use super::fill::{DigestKnown, FillHead, Phase, Refusal, Spill, State};
 use super::trust::{Vouched, alarm, is_bad, overall};
 use super::url_key;
-use super::verdict::{Learning, note_republished, note_unverified, record, refuse, settle};
-use crate::digest::{Digest, Hasher};
+use super::verdict::{Learning, Outcome, Terms, conclude, note_republished, record};
+use crate::digest::Hasher;
 use crate::error::Error;
 use crate::store::{Full, Record, Staged, Verified};
 use crate::telemetry::METRICS;
@@ -49,6 +49,7 @@ pub(super) struct Writer {
     pub sources: Sources,
     pub source: Source,
     pub learning: Learning,
+    pub terms: Terms,
     pub vouching: Vouching,
     pub sender: watch::Sender<State>,
     pub admit: Admit,
@@ -177,57 +178,21 @@ impl Writer {
     }
 
     async fn finish(&self, staged: Staged, head: &FillHead) {
-        let verdict = settle(
-            &self.sources,
-            &self.learning,
-            &self.source.url,
-            &HeaderMap::new(),
-        )
-        .await;
-        let (digest, words) = match verdict {
-            Verdict::Known(digest, words) => (digest, words),
-            Verdict::NoneToBeHad => {
-                note_unverified(&self.source.url);
-                return self.end(Phase::Whole);
-            }
-            other => {
-                let found = staged.hasher().so_far();
-                return self.end(Phase::Failed(
-                    refuse(&self.sources, &self.source.url, found, other).await,
-                ));
-            }
-        };
-        match staged.verify(digest) {
-            Ok(verified) => {
-                let vouched = match self.vouch(digest).await {
-                    Ok(vouched) => vouched,
-                    Err(e) => return self.end(Phase::Failed(e)),
-                };
-                // Followers have waited for nothing but this.
-                self.end(Phase::Whole);
-                METRICS.archives_verified.inc();
-                self.commit(verified, &words, head, vouched).await;
-            }
-            Err(found) => {
-                let verdict = Verdict::Known(digest, words);
-                self.end(Phase::Failed(
-                    refuse(&self.sources, &self.source.url, found, verdict).await,
-                ));
-            }
-        }
-    }
-
-    /// Where a rule wants a signature, followers wait for it.
-    async fn vouch(&self, digest: Digest) -> Result<Option<Vec<Vouched>>, Error> {
+        let nobody = HeaderMap::new();
+        let found = staged.hasher().so_far();
         let (sources, url) = (&self.sources, &self.source.url);
-        if !sources.wants_signature(url) {
-            return Ok(None);
+        let outcome = conclude(sources, &self.learning, url, &nobody, self.terms, found).await;
+        let (words, vouched) = match outcome {
+            Ok(Outcome::Verified(words, vouched)) => (words, vouched),
+            Ok(Outcome::Unverified) => return self.end(Phase::Whole),
+            Err(e) => return self.end(Phase::Failed(e)),
+        };
+        // Followers have waited for nothing but this.
+        self.end(Phase::Whole);
+        METRICS.archives_verified.inc();
+        if let Ok(verified) = staged.verify(found) {
+            self.commit(verified, &words, head, vouched).await;
         }
-        self.vouching.clone().await;
-        // Documents may have changed meanwhile: what is at hand now counts.
-        let vouched = sources.vouch(url, &HeaderMap::new(), true).await;
-        sources.content(url, &vouched, Some(digest))?;
-        Ok(Some(vouched))
     }
 
     async fn commit(
@@ -311,6 +276,7 @@ impl Writer {
             head: download.head().clone(),
             source: self.source.clone(),
             learning: self.learning.clone(),
+            terms: self.terms,
             running: Mutex::new(Some(download)),
         })));
     }

@@ -198,6 +198,7 @@ impl Asking {
                     Ok(head) => head,
                     Err(no) => return Result::from(no).map(|refusal| refused(url, &refusal)),
                 };
+                cache.admit_archive(url, Some(&head.headers)).await?;
                 let mut length = head.length;
                 let endless = length.is_none() && self.parts.version < Version::HTTP_11;
                 if endless || length == Some(0) {
