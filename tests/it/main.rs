@@ -14,6 +14,7 @@ mod proxy;
 mod range;
 mod run;
 mod signature;
+mod smuggling;
 mod store;
 mod terraform;
 mod trouble;
