@@ -6,6 +6,7 @@
 mod archive;
 mod ca;
 mod common;
+mod faults;
 mod hardening;
 mod logs;
 mod metadata;
