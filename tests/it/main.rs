@@ -6,6 +6,7 @@
 mod archive;
 mod ca;
 mod common;
+mod faults;
 mod hardening;
 mod logs;
 mod metadata;
@@ -14,6 +15,7 @@ mod proxy;
 mod range;
 mod run;
 mod signature;
+mod smuggling;
 mod store;
 mod terraform;
 mod trouble;

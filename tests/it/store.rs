@@ -678,24 +678,20 @@ fn stdout(output: &Output) -> String {
 }
 
 /// A larder whose data dir is a disk of 3 MiB of its own, in a mount namespace.
-struct Tight {
-    upstream: Upstream,
+pub struct Tight {
+    pub upstream: Upstream,
     /// Larger than the disk.
     release: Release,
-    client: Client,
+    pub client: Client,
     /// As seen from outside of the namespace.
-    data_dir: PathBuf,
+    pub data_dir: PathBuf,
     _larder: Larder,
 }
 
 impl Tight {
     /// None where this machine permits no namespaces.
-    async fn start() -> Option<Self> {
-        let possible = Command::new("unshare").args(["-rm", "true"]).status();
-        if !possible.is_ok_and(|status| status.success()) {
-            let required = std::env::var("LARDER_TEST_REQUIRE").unwrap_or_default();
-            assert!(!required.contains("unshare"), "no mount namespaces here");
-            println!("skipped: no mount namespaces here (unshare -rm)");
+    pub async fn start() -> Option<Self> {
+        if !mounts_are_possible() {
             return None;
         }
         let upstream = Upstream::start();
@@ -728,7 +724,19 @@ impl Tight {
         })
     }
 
-    fn blobs(&self) -> usize {
+    pub fn blobs(&self) -> usize {
         files_below(&self.data_dir.join("cache/content-v2")).len()
     }
+}
+
+/// Whether this machine permits mount namespaces to this user; says so if not.
+pub fn mounts_are_possible() -> bool {
+    let possible = Command::new("unshare").args(["-rm", "true"]).status();
+    if possible.is_ok_and(|status| status.success()) {
+        return true;
+    }
+    let required = std::env::var("LARDER_TEST_REQUIRE").unwrap_or_default();
+    assert!(!required.contains("unshare"), "no mount namespaces here");
+    println!("skipped: no mount namespaces here (unshare -rm)");
+    false
 }

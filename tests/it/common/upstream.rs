@@ -1,6 +1,6 @@
-//! A TLS server that plays every host larder fetches from, and can misbehave in each way that
-//! networks and sites do. It speaks HTTP/1.1 by hand: a server library would mend what is to be
-//! broken here.
+//! A server that plays every host larder fetches from, and can misbehave in each way that networks
+//! and sites do; over TLS, and over plain TCP to whom speaks so. It speaks HTTP/1.1 by hand: a server
+//! library would mend what is to be broken here.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::Write as _;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -148,6 +148,8 @@ pub struct Seen {
     /// Path and query.
     pub target: String,
     pub headers: Vec<(String, String)>,
+    /// Without its framing.
+    pub body: Vec<u8>,
 }
 
 impl Seen {
@@ -194,6 +196,8 @@ enum Framing {
     Chunked,
     /// HTTP/1.0: the body ends with the connection.
     Close,
+    /// The body is all that is sent: it brings its own head.
+    Raw,
 }
 
 /// How a connection ends too early.
@@ -250,6 +254,13 @@ impl Reply {
 
     pub fn status(status: u16) -> Self {
         Self::new(status, "text/plain", format!("status {status}\n"))
+    }
+
+    /// These very bytes, head and all. A tap lets them flow, head and all.
+    pub fn raw(bytes: impl Into<Bytes>) -> Self {
+        let mut reply = Self::new(200, "", bytes);
+        reply.framing = Framing::Raw;
+        reply
     }
 
     pub fn redirect(location: &str) -> Self {
@@ -478,24 +489,49 @@ async fn connection(tcp: TcpStream, acceptor: TlsAcceptor, world: Arc<World>) {
     }
 
     let _ = tcp.set_nodelay(true);
-    let Ok(mut tls) = acceptor.accept(tcp).await else {
-        return;
-    };
+    let mut first = [0];
+    let _ = tcp.peek(&mut first).await;
+    // A TLS handshake record.
+    if first != [22] {
+        return converse(tcp, &world).await;
+    }
+    if let Ok(tls) = acceptor.accept(tcp).await {
+        converse(tls, &world).await;
+    }
+}
+
+trait Wire: AsyncRead + AsyncWrite + Unpin {
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Wire for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Wire for TlsStream<TcpStream> {
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref().0
+    }
+}
+
+async fn converse(mut wire: impl Wire, world: &World) {
     let mut buffer = Vec::new();
-    while let Some(seen) = next_request(&mut tls, &mut buffer).await {
+    while let Some(seen) = next_request(&mut wire, &mut buffer).await {
         let reply = world.reply_to(&seen);
         world.journal.lock().unwrap().push(seen.clone());
-        match answer(&mut tls, &seen, reply, &world).await {
+        match answer(&mut wire, &seen, reply, world).await {
             Ok(Next::Request) => {}
             Ok(Next::Close) => break,
             Ok(Next::Reset) => {
-                let _ = tls.get_ref().0.set_zero_linger();
+                let _ = wire.tcp().set_zero_linger();
                 return;
             }
             Err(_) => return, // The peer has gone.
         }
     }
-    let _ = tls.shutdown().await;
+    let _ = wire.shutdown().await;
 }
 
 /// What follows an answer.
@@ -505,18 +541,10 @@ enum Next {
     Reset,
 }
 
-/// Reads one head, and throws a body of announced length away.
-async fn next_request(tls: &mut TlsStream<TcpStream>, buffer: &mut Vec<u8>) -> Option<Seen> {
-    let end = loop {
-        if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
-            break at;
-        }
-        if tls.read_buf(buffer).await.ok()? == 0 {
-            return None;
-        }
-    };
-    let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
-    buffer.drain(..end + 4);
+/// Reads one request, with its body.
+async fn next_request(wire: &mut impl Wire, buffer: &mut Vec<u8>) -> Option<Seen> {
+    let head = until(wire, buffer, b"\r\n\r\n").await?;
+    let head = String::from_utf8_lossy(&head).into_owned();
 
     let mut lines = head.split("\r\n");
     let mut start = lines.next()?.split(' ');
@@ -530,23 +558,55 @@ async fn next_request(tls: &mut TlsStream<TcpStream>, buffer: &mut Vec<u8>) -> O
         host: String::new(),
         target,
         headers,
+        body: Vec::new(),
     };
     let host = seen.header("host").unwrap_or_default();
     seen.host = host.trim_end_matches(":443").to_owned();
 
-    let length = seen.header("content-length").unwrap_or("0");
-    let length = length.parse::<usize>().ok()?;
-    while buffer.len() < length {
-        if tls.read_buf(buffer).await.ok()? == 0 {
-            return None;
+    if seen.header("transfer-encoding").is_some() {
+        loop {
+            let size = until(wire, buffer, b"\r\n").await?;
+            let size = std::str::from_utf8(&size).ok()?;
+            let size = usize::from_str_radix(size, 16).ok()?;
+            let chunk = exactly(wire, buffer, size).await?;
+            seen.body.extend(chunk);
+            exactly(wire, buffer, 2).await?;
+            if size == 0 {
+                return Some(seen);
+            }
         }
     }
-    buffer.drain(..length);
+    let length = seen.header("content-length").unwrap_or("0");
+    seen.body = exactly(wire, buffer, length.parse().ok()?).await?;
     Some(seen)
 }
 
+/// The bytes before `end`, which is read too.
+async fn until(wire: &mut impl Wire, buffer: &mut Vec<u8>, end: &[u8]) -> Option<Vec<u8>> {
+    loop {
+        let mut windows = buffer.windows(end.len());
+        if let Some(at) = windows.position(|window| window == end) {
+            let mut bytes: Vec<u8> = buffer.drain(..at + end.len()).collect();
+            bytes.truncate(at);
+            return Some(bytes);
+        }
+        if wire.read_buf(buffer).await.ok()? == 0 {
+            return None;
+        }
+    }
+}
+
+async fn exactly(wire: &mut impl Wire, buffer: &mut Vec<u8>, size: usize) -> Option<Vec<u8>> {
+    while buffer.len() < size {
+        if wire.read_buf(buffer).await.ok()? == 0 {
+            return None;
+        }
+    }
+    Some(buffer.drain(..size).collect())
+}
+
 async fn answer(
-    tls: &mut TlsStream<TcpStream>,
+    wire: &mut impl Wire,
     seen: &Seen,
     mut reply: Reply,
     world: &World,
@@ -572,8 +632,8 @@ async fn answer(
     let start = conditions(seen, &mut reply);
 
     let bodiless = is_head || matches!(reply.status, 204 | 304);
-    tls.write_all(head_of(&reply).as_bytes()).await?;
-    tls.flush().await?;
+    wire.write_all(head_of(&reply).as_bytes()).await?;
+    wire.flush().await?;
     if bodiless {
         return Ok(Next::Request);
     }
@@ -585,7 +645,7 @@ async fn answer(
                 .fetch_add(bytes as u64, Ordering::SeqCst);
         }
     };
-    send_body(tls, &reply, start, sent).await
+    send_body(wire, &reply, start, sent).await
 }
 
 /// Turns the reply into a 304 or a 206 where the request and the reply's habits ask for it.
@@ -640,6 +700,7 @@ fn span(range: &str, total: u64) -> Option<(u64, u64)> {
 
 fn head_of(reply: &Reply) -> String {
     let mut head = match reply.framing {
+        Framing::Raw => return String::new(),
         Framing::Close => format!("HTTP/1.0 {} Played\r\nConnection: close\r\n", reply.status),
         _ => format!("HTTP/1.1 {} Played\r\n", reply.status),
     };
@@ -661,14 +722,14 @@ fn head_of(reply: &Reply) -> String {
         Framing::Length => line("Content-Length", &reply.body.len().to_string()),
         Framing::Declared(length) => line("Content-Length", &length.to_string()),
         Framing::Chunked => line("Transfer-Encoding", "chunked"),
-        Framing::Close => {}
+        Framing::Close | Framing::Raw => {}
     }
     head.push_str("\r\n");
     head
 }
 
 async fn send_body(
-    tls: &mut TlsStream<TcpStream>,
+    wire: &mut impl Wire,
     reply: &Reply,
     start: u64,
     sent: impl Fn(usize),
@@ -689,24 +750,24 @@ async fn send_body(
         let part = &reply.body[at as usize..end as usize];
         if let Framing::Chunked = reply.framing {
             let size = format!("{:x}\r\n", part.len());
-            tls.write_all(&[size.as_bytes(), part, b"\r\n"].concat())
+            wire.write_all(&[size.as_bytes(), part, b"\r\n"].concat())
                 .await?;
         } else {
-            tls.write_all(part).await?;
+            wire.write_all(part).await?;
         }
-        tls.flush().await?;
+        wire.flush().await?;
         sent(part.len());
         at = end;
     }
     match (how, reply.framing) {
         (Some(Break::Reset), _) => Ok(Next::Reset),
         (Some(Break::Clean), _) | (None, Framing::Close) => Ok(Next::Close),
-        (None, Framing::Length) => Ok(Next::Request),
+        (None, Framing::Length | Framing::Raw) => Ok(Next::Request),
         (None, Framing::Declared(declared)) if declared == length => Ok(Next::Request),
         (None, Framing::Declared(_)) => Ok(Next::Close),
         (None, Framing::Chunked) => {
-            tls.write_all(b"0\r\n\r\n").await?;
-            tls.flush().await?;
+            wire.write_all(b"0\r\n\r\n").await?;
+            wire.flush().await?;
             Ok(Next::Request)
         }
     }
