@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::metadata::{Answer, Wish};
-use super::sightings::{Book, Seen};
+use super::sightings::{Book, Flight, Seen};
 use super::{Cache, HeadOnly, url_key};
 use crate::config::policy::version_of;
 use crate::error::{Error, Kind as ErrorKind};
@@ -36,12 +36,14 @@ pub struct Hidden {
 }
 
 impl Cache {
-    /// Which of the versions that a list names users may not have; none where they may have all.
+    /// Which of the versions that a list names users may not have; none where they may have all. Of
+    /// a `private` list, which a client's credentials brought, nothing is written down.
     pub async fn hidden(
         self: &Arc<Self>,
         list: &Url,
         kind: Kind,
         listed: Vec<Listed>,
+        private: bool,
     ) -> Option<Hidden> {
         let policy = &self.sources().judge.policy;
         let subject = Subject::of(list, kind).filter(|_| policy.restricts())?;
@@ -50,7 +52,7 @@ impl Cache {
         let mut versions = HashSet::new();
         let mut left = Vec::new();
         for one in listed {
-            match policy.judge(&names, Some(&one.version)) {
+            match policy.judge(&names, Some(&one.version), subject.any_namespace) {
                 Ok(()) => left.push(one),
                 Err(rule) => {
                     *reasons.entry(rule).or_default() += 1;
@@ -59,7 +61,7 @@ impl Cache {
             }
         }
         if let Some((age, pattern)) = policy.min_age(&names) {
-            let young = self.young(list, kind, &subject, left, age).await;
+            let young = self.young(list, kind, &subject, left, (age, private)).await;
             if !young.is_empty() {
                 let rule = format!("the rule min_age = {} of \"{pattern}\"", shown(age));
                 reasons.insert(rule, young.len());
@@ -94,7 +96,7 @@ impl Cache {
         }
         let names = subject.names();
         policy
-            .judge(&names, subject.version.as_deref())
+            .judge(&names, subject.version.as_deref(), subject.any_namespace)
             .map_err(|rule| self.refusal(subject, &rule))?;
         let (Some((age, pattern)), Some(version)) = (policy.min_age(&names), &subject.version)
         else {
@@ -125,7 +127,11 @@ impl Cache {
     pub async fn admit_document(&self, subject: &Subject) -> Result<(), Error> {
         let policy = &self.sources().judge.policy;
         policy
-            .judge(&subject.names(), subject.version.as_deref())
+            .judge(
+                &subject.names(),
+                subject.version.as_deref(),
+                subject.any_namespace,
+            )
             .map_err(|rule| self.refusal(subject, &rule))?;
         let (Some(_), Some(version)) = (policy.min_age(&subject.names()), &subject.version) else {
             return Ok(());
@@ -153,7 +159,11 @@ impl Cache {
                 // Its date comes with its bytes: until then the lists alone count.
                 let policy = &self.sources().judge.policy;
                 policy
-                    .judge(&subject.names(), subject.version.as_deref())
+                    .judge(
+                        &subject.names(),
+                        subject.version.as_deref(),
+                        subject.any_namespace,
+                    )
                     .map_err(|rule| self.refusal(&subject, &rule))?;
                 continue;
             }
@@ -181,31 +191,100 @@ impl Cache {
         kind: Kind,
         subject: &Subject,
         mut listed: Vec<Listed>,
-        age: Duration,
+        (age, private): (Duration, bool),
     ) -> HashSet<String> {
-        let now = now();
-        let is_young = |seen: &Seen| now.saturating_sub(seen.born(None)) < age.as_secs();
+        let (now, address) = (now(), subject.address());
         // The newest first: those are the ones that may be young.
         listed.sort_by_cached_key(|one| std::cmp::Reverse(version_of(&one.version)));
-        let book = self.sightings.book(&subject.address()).await;
-        let mut book = book.lock().await;
-        let first_sight = book.versions.is_empty();
-        let before = book.versions.len();
-        for one in &listed {
-            book.see(&one.version, now);
-        }
-        let mut changed = book.versions.len() != before;
-        let undated: Vec<Listed> = listed
-            .iter()
-            .filter(|one| {
+        let public = self.sightings.book(&address).await;
+        let book = match private {
+            true => self.sightings.private_book(&address).await,
+            false => public.clone(),
+        };
+        let offline = self.upstream.is_offline();
+        let undated: Vec<Listed> = {
+            let mut book = book.lock().await;
+            let before = book.versions.len();
+            for one in &listed {
+                book.see(&one.version, now);
+            }
+            if book.versions.len() != before && !private {
+                self.sightings.keep(&book).await;
+            }
+            let unknown = |one: &&Listed| {
                 let seen = book.versions.get(&one.version);
-                seen.is_some_and(|seen| is_young(seen) && seen.modified.is_none())
-            })
-            .cloned()
-            .collect();
-        if !self.upstream.is_offline() {
-            let deadline = Instant::now() + PATIENCE;
-            let asked = undated.into_iter().take(ASKED).map(|one| {
+                seen.is_some_and(|seen| is_young(seen, now, age) && seen.modified.is_none())
+                    && !self.sightings.is_undated(&address, &one.version)
+            };
+            listed.iter().filter(unknown).take(ASKED).cloned().collect()
+        };
+        if !undated.is_empty() && !offline && !private {
+            let flight = self.ask_for_dates(list, kind, subject, &listed, undated, age);
+            let _ = timeout_at(Instant::now() + PATIENCE, flight).await;
+        }
+        let book = book.lock().await;
+        if offline && !book.presumed {
+            // Nobody can be asked, and the list was held before: what it names is not news.
+            return HashSet::new();
+        }
+        let public = match private {
+            true => Some(public.lock().await),
+            false => None,
+        };
+        let young = |one: &&Listed| {
+            let known = public
+                .as_ref()
+                .and_then(|book| book.versions.get(&one.version));
+            let seen = known.or_else(|| book.versions.get(&one.version));
+            seen.is_none_or(|seen| is_young(seen, now, age))
+        };
+        let young = listed.iter().filter(young);
+        young.map(|one| one.version.clone()).collect()
+    }
+
+    /// Joins the flight that asks for the dates of an address's versions, or starts it. It goes on
+    /// whoever leaves.
+    fn ask_for_dates(
+        self: &Arc<Self>,
+        list: &Url,
+        kind: Kind,
+        subject: &Subject,
+        listed: &[Listed],
+        undated: Vec<Listed>,
+        age: Duration,
+    ) -> Flight {
+        let address = subject.address();
+        let flights = self.sightings.flights.lock();
+        let mut flights = flights.unwrap_or_else(|e| e.into_inner());
+        if let Some(flight) = flights.get(&address) {
+            return flight.clone();
+        }
+        let (this, list, subject) = (self.clone(), list.clone(), subject.clone());
+        let order: Vec<String> = listed.iter().map(|one| one.version.clone()).collect();
+        let (table, landing) = (self.clone(), address.clone());
+        let task = tokio::spawn(async move {
+            let _landing = Landing(table, landing);
+            this.find_dates(&list, kind, &subject, (order, undated), age)
+                .await;
+        });
+        let flight = task.map(|_| ()).boxed().shared();
+        flights.insert(address, flight.clone());
+        flight
+    }
+
+    async fn find_dates(
+        self: &Arc<Self>,
+        list: &Url,
+        kind: Kind,
+        subject: &Subject,
+        (newest_first, undated): (Vec<String>, Vec<Listed>),
+        age: Duration,
+    ) {
+        let address = subject.address();
+        let deadline = Instant::now() + PATIENCE;
+        let asked: Vec<BoxFuture<'static, (String, Option<u64>)>> = undated
+            .into_iter()
+            .map(|one| {
                 let (this, list, subject) = (self.clone(), list.clone(), subject.clone());
                 let asking = async move {
                     let asking = this.modified_of(&list, kind, &subject, &one);
@@ -213,34 +292,32 @@ impl Cache {
                     (one.version, date)
                 };
                 asking.boxed()
-            });
-            let asked: Vec<BoxFuture<'static, (String, Option<u64>)>> = asked.collect();
-            let mut dates = stream::iter(asked).buffered(AT_ONCE);
-            let mut reached_old = false;
-            while let Some((version, date)) = dates.next().await {
-                if let (Some(date), Some(seen)) = (date, book.versions.get_mut(&version)) {
-                    seen.modified = Some(date);
-                    changed = true;
-                    reached_old |= !is_young(seen);
-                }
-                if first_sight && reached_old {
-                    break;
-                }
+            })
+            .collect();
+        let book = self.sightings.book(&address).await;
+        let presumed = book.lock().await.presumed;
+        let mut dates = stream::iter(asked).buffered(AT_ONCE);
+        let mut reached_old = false;
+        while let Some((version, date)) = dates.next().await {
+            let Some(date) = date else {
+                self.sightings.note_undated(&address, &version).await;
+                continue;
+            };
+            let mut book = book.lock().await;
+            if let Some(seen) = book.versions.get_mut(&version) {
+                seen.modified = Some(date);
+                reached_old |= !is_young(seen, now(), age);
             }
-            drop(dates);
-            if first_sight && reached_old {
-                presume_the_rest(&mut book, &listed, is_young);
+            if !presumed && reached_old {
+                break;
             }
         }
-        if changed {
-            self.sightings.keep(&book).await;
+        drop(dates);
+        let mut book = book.lock().await;
+        if !presumed && reached_old {
+            presume_the_rest(&mut book, &newest_first, |seen| is_young(seen, now(), age));
         }
-        let young = |one: &&Listed| book.versions.get(&one.version).is_none_or(is_young);
-        listed
-            .iter()
-            .filter(young)
-            .map(|one| one.version.clone())
-            .collect()
+        self.sightings.keep(&book).await;
     }
 
     /// When a version's archive was last modified, as far as upstream tells.
@@ -300,11 +377,11 @@ impl Cache {
     }
 }
 
-/// At the first sight of a list, what is older than an old version is not asked about.
-fn presume_the_rest(book: &mut Book, newest_first: &[Listed], is_young: impl Fn(&Seen) -> bool) {
+/// Of a list that is new to larder, what is older than an old version is not asked about.
+fn presume_the_rest(book: &mut Book, newest_first: &[String], is_young: impl Fn(&Seen) -> bool) {
     let mut past_an_old_one = false;
-    for one in newest_first {
-        let Some(seen) = book.versions.get_mut(&one.version) else {
+    for version in newest_first {
+        let Some(seen) = book.versions.get_mut(version) else {
             continue;
         };
         if seen.modified.is_some() {
@@ -312,6 +389,21 @@ fn presume_the_rest(book: &mut Book, newest_first: &[Listed], is_young: impl Fn(
         } else if past_an_old_one {
             seen.presumed_old = true;
         }
+    }
+    book.presumed = true;
+}
+
+fn is_young(seen: &Seen, now: u64, age: Duration) -> bool {
+    now.saturating_sub(seen.born(None)) < age.as_secs()
+}
+
+/// Takes a flight out of the table.
+struct Landing(Arc<Cache>, String);
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        let flights = self.0.sightings.flights.lock();
+        flights.unwrap_or_else(|e| e.into_inner()).remove(&self.1);
     }
 }
 

@@ -30,7 +30,7 @@ pub struct Catalogue {
 struct Inner {
     /// By document
     documents: HashMap<String, (String, Arc<Download>)>,
-    /// By archive: the documents that name it
+    /// By archive: the documents that name it, or did when a client may have been told
     archives: HashMap<String, Vec<Claim>>,
     /// By registry host and token
     named: HashMap<(String, String), Named>,
@@ -57,21 +57,20 @@ impl Catalogue {
     /// Takes note of a download document of `registry` (its authority as in URLs).
     pub fn learn(&self, document: &str, registry: &str, download: &Arc<Download>) {
         let mut inner = self.write();
-        inner.drop_claims(document);
+        inner.drop_claim(document, &url_key(&download.archive));
         let mut download = Download::clone(download);
         download.keys = inner.interned(&download.keys);
         inner.add(document, registry, &Arc::new(download));
         if inner.documents.len() > DOCUMENT_LIMIT
             && let Some(any) = inner.documents.keys().find(|key| *key != document).cloned()
         {
-            inner.drop_claims(&any);
-            inner.documents.remove(&any);
+            inner.forget(&any);
         }
         if inner.named.len() > NAMED_LIMIT {
             inner.named.clear();
+            inner.archives.clear();
             let documents: Vec<_> = inner.documents.clone().into_iter().collect();
             for (document, (registry, download)) in documents {
-                inner.drop_claims(&document);
                 inner.add(&document, &registry, &download);
             }
         }
@@ -79,20 +78,7 @@ impl Catalogue {
 
     /// The document is no longer kept.
     pub fn forget(&self, document: &str) {
-        let mut inner = self.write();
-        inner.drop_claims(document);
-        let Some((registry, download)) = inner.documents.remove(document) else {
-            return;
-        };
-        for (url, _) in urls_of(&download) {
-            // The documents of a version's platforms name the same sums.
-            let named_elsewhere = inner.documents.values().any(|(other, download)| {
-                *other == registry && urls_of(download).any(|(named, _)| named == url)
-            });
-            if !named_elsewhere {
-                inner.named.remove(&(registry.clone(), token(url)));
-            }
-        }
+        self.write().forget(document);
     }
 
     /// Which documents name the archive.
@@ -176,15 +162,27 @@ impl Inner {
             .insert(document.to_owned(), (registry.to_owned(), download.clone()));
     }
 
-    fn drop_claims(&mut self, document: &str) {
-        let Some((_, download)) = self.documents.get(document) else {
+    fn forget(&mut self, document: &str) {
+        let Some((registry, download)) = self.documents.remove(document) else {
             return;
         };
-        let key = url_key(&download.archive);
-        if let Some(claims) = self.archives.get_mut(&key) {
+        self.drop_claim(document, &url_key(&download.archive));
+        for (url, _) in urls_of(&download) {
+            // The documents of a version's platforms name the same sums.
+            let named_elsewhere = self.documents.values().any(|(other, download)| {
+                *other == registry && urls_of(download).any(|(named, _)| named == url)
+            });
+            if !named_elsewhere {
+                self.named.remove(&(registry.clone(), token(url)));
+            }
+        }
+    }
+
+    fn drop_claim(&mut self, document: &str, archive: &str) {
+        if let Some(claims) = self.archives.get_mut(archive) {
             claims.retain(|claim| claim.document != document);
             if claims.is_empty() {
-                self.archives.remove(&key);
+                self.archives.remove(archive);
             }
         }
     }
@@ -263,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_document_changes_its_claim_and_keeps_its_old_paths() {
+    fn a_replaced_document_keeps_its_old_paths_and_their_claims() {
         let catalogue = Catalogue::default();
         let (old, new) = (
             download("https://g/a.zip", "1"),
@@ -271,7 +269,8 @@ mod tests {
         );
         catalogue.learn("doc", "r", &old);
         catalogue.learn("doc", "r", &new);
-        assert!(catalogue.claims(&url_key(&old.archive)).is_empty());
+        // The old path leads to the old archive, which is still of somebody.
+        assert_eq!(catalogue.claims(&url_key(&old.archive)).len(), 1);
         assert_eq!(catalogue.claims(&url_key(&new.archive)).len(), 1);
         assert!(catalogue.named("r", &own_path(&old.archive)).is_some());
         catalogue.learn("another platform", "r", &download("https://g/c.zip", "3"));

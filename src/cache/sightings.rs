@@ -1,12 +1,15 @@
 //! Since when larder knows of which version: a file a provider or product. Registries' lists carry
 //! no dates, so this is what the cooldown counts from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, Shared};
 use moka::future::Cache;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
@@ -17,6 +20,12 @@ use crate::digest::Digest;
 const BOOKS: u64 = 256;
 /// Versions of one provider; those beyond count as old.
 const VERSIONS: usize = 20_000;
+
+/// How long a version is not asked about again whose date could not be had.
+const UNDATED: Duration = Duration::from_secs(60);
+
+/// Asking for dates, for everybody who waits.
+pub type Flight = Shared<BoxFuture<'static, ()>>;
 
 /// What is known of a version's age. Seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +57,10 @@ impl Seen {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Book {
     address: String,
+    /// Whether, since newer ones were old enough, those of its first list count as old that were
+    /// never asked about
+    #[serde(default)]
+    pub presumed: bool,
     pub versions: BTreeMap<String, Seen>,
 }
 
@@ -59,7 +72,9 @@ impl Book {
             modified: None,
             presumed_old: false,
         };
-        if let Some(seen) = self.versions.get(version) {
+        if let Some(seen) = self.versions.get_mut(version) {
+            // The clock was ahead then.
+            seen.first = seen.first.min(now);
             return *seen;
         }
         if self.versions.len() < VERSIONS {
@@ -75,6 +90,12 @@ pub struct Sightings {
     tmp: PathBuf,
     temporary: AtomicU64,
     books: Cache<String, Arc<Mutex<Book>>>,
+    /// Of lists that only some may see: in memory alone
+    private: Cache<String, Arc<Mutex<Book>>>,
+    /// Versions that were asked about in vain, for a while
+    undated: Cache<String, ()>,
+    /// Who asks upstream, by address
+    pub flights: std::sync::Mutex<HashMap<String, Flight>>,
     read_only: bool,
 }
 
@@ -85,6 +106,12 @@ impl Sightings {
             tmp: data_dir.join("tmp"),
             temporary: AtomicU64::new(0),
             books: Cache::new(BOOKS),
+            private: Cache::new(BOOKS),
+            undated: Cache::builder()
+                .max_capacity(10_000)
+                .time_to_live(UNDATED)
+                .build(),
+            flights: std::sync::Mutex::default(),
             read_only: false,
         }
     }
@@ -97,12 +124,28 @@ impl Sightings {
         }
     }
 
-    /// The book of an address. Who holds its lock is the one to ask upstream.
+    /// Whether a version's date could not be had a moment ago.
+    pub fn is_undated(&self, address: &str, version: &str) -> bool {
+        self.undated.contains_key(&format!("{address}@{version}"))
+    }
+
+    pub async fn note_undated(&self, address: &str, version: &str) {
+        let name = format!("{address}@{version}");
+        self.undated.insert(name, ()).await;
+    }
+
+    /// The book of a list that a client's credentials brought, of which nothing is kept.
+    pub async fn private_book(&self, address: &str) -> Arc<Mutex<Book>> {
+        let empty = async { Arc::default() };
+        self.private.get_with(address.to_owned(), empty).await
+    }
+
+    /// The book of an address. Its lock is never held while upstream is asked.
     pub async fn book(&self, address: &str) -> Arc<Mutex<Book>> {
         let path = self.path(address);
         let empty = Book {
             address: address.to_owned(),
-            versions: BTreeMap::new(),
+            ..Default::default()
         };
         let open = async {
             let read = tokio::task::spawn_blocking(move || std::fs::read(path)).await;

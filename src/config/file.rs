@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use super::access::{Cidr, Tunnels};
 use super::args::{CommonArgs, ServeArgs, Verify};
 use super::limits::Limits;
-use super::policy::{Policy, Rules, VerifyRule};
+use super::policy::{Pattern, Policy, Rules, VerifyRule};
 use super::values::{Authority, Period, Secret, Size};
 use super::{Config, DEFAULT_INTERCEPT, DEFAULT_LISTEN, absolute, default_data_dir};
 use crate::error::Exit;
@@ -262,6 +262,10 @@ impl File {
                     min_age.push((self.value("min_age", pattern)?, age.0));
                 }
             }
+        }
+        if given.is_some() {
+            // The flag is over the file, and what is for all there is the same thing.
+            verify_rules.retain(|(pattern, _): &(Pattern, VerifyRule)| pattern.to_string() != "*");
         }
         Ok(Policy {
             verify: given.unwrap_or(verify),

@@ -62,11 +62,23 @@ impl Policy {
 
     /// Whether users may have that version of `names`; none: an unknown one. The words say which
     /// rule forbids it.
-    pub fn judge(&self, names: &[&str], version: Option<&str>) -> Result<(), String> {
+    ///
+    /// With `any_namespace` (Terraform 0.12 asks for providers without one) a denial in any of
+    /// them counts.
+    pub fn judge(
+        &self,
+        names: &[&str],
+        version: Option<&str>,
+        any_namespace: bool,
+    ) -> Result<(), String> {
+        let fits = |pattern: &Pattern| match any_namespace {
+            true => pattern.fits_in_any_namespace(names),
+            false => pattern.fits(names),
+        };
         let denied = self
             .deny
             .iter()
-            .find(|selector| selector.pattern.fits(names) && selector.range.denies(version));
+            .find(|selector| fits(&selector.pattern) && selector.range.denies(version));
         if let Some(selector) = denied {
             return Err(format!("the rule deny = \"{selector}\""));
         }
@@ -148,13 +160,25 @@ impl Pattern {
                 .all(|(part, name)| glob(part.as_bytes(), name.to_ascii_lowercase().as_bytes()))
     }
 
+    fn fits_in_any_namespace(&self, names: &[&str]) -> bool {
+        let namespace = self.parts.get(1).cloned().unwrap_or_default();
+        match names {
+            [host, _, name] if self.parts.len() == 3 => {
+                let open = |part: &str| part.replace('*', "x");
+                self.fits(&[host, &open(&namespace), name])
+            }
+            _ => self.fits(names),
+        }
+    }
+
     fn names_host(&self, host: &str) -> bool {
         self.parts.first().is_some_and(|part| part == host)
     }
 
     fn specificity(&self) -> (usize, usize, Reverse<String>) {
         let whole = self.parts.iter().filter(|part| !part.contains('*')).count();
-        let letters = self.text.chars().filter(|c| *c != '*').count();
+        let letters = self.parts.iter().flat_map(|part| part.chars());
+        let letters = letters.filter(|c| *c != '*').count();
         (whole, letters, Reverse(self.text.clone()))
     }
 }
@@ -477,21 +501,31 @@ mod tests {
             deny: selectors(&["hashicorp/aws = 3.0.0"]),
             ..Default::default()
         };
-        assert_eq!(policy.judge(&AWS, Some("3.1.0")), Ok(()));
-        let denied = policy.judge(&AWS, Some("3.0.0")).unwrap_err();
+        assert_eq!(policy.judge(&AWS, Some("3.1.0"), false), Ok(()));
+        let denied = policy.judge(&AWS, Some("3.0.0"), false).unwrap_err();
         assert!(denied.contains("hashicorp/aws = 3.0.0"), "{denied}");
         let acme = [AWS[0], "acme", "x"];
         assert!(
             policy
-                .judge(&acme, Some("1.0.0"))
+                .judge(&acme, Some("1.0.0"), false)
                 .unwrap_err()
                 .contains("allow")
         );
-        assert_eq!(policy.judge(&acme, Some("2.0.0")), Ok(()));
-        assert!(policy.judge(&[AWS[0], "evil", "x"], Some("1.0.0")).is_err());
+        assert_eq!(policy.judge(&acme, Some("2.0.0"), false), Ok(()));
+        assert!(
+            policy
+                .judge(&[AWS[0], "evil", "x"], Some("1.0.0"), false)
+                .is_err()
+        );
         // Nothing was said of products.
-        assert_eq!(policy.judge(&TERRAFORM, Some("1.0.0")), Ok(()));
-        assert_eq!(Policy::default().judge(&AWS, None), Ok(()));
+        assert_eq!(policy.judge(&TERRAFORM, Some("1.0.0"), false), Ok(()));
+        assert_eq!(Policy::default().judge(&AWS, None, false), Ok(()));
+        let policy = Policy {
+            deny: selectors(&["DataDog/*"]),
+            ..Default::default()
+        };
+        assert_eq!(policy.judge(&AWS, None, false), Ok(()));
+        assert!(policy.judge(&AWS, None, true).is_err());
     }
 
     proptest! {
@@ -500,7 +534,8 @@ mod tests {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             if let Ok(selector) = pattern.parse::<Selector>() {
                 let policy = Policy { deny: vec![selector.clone()], allow: vec![selector], ..Default::default() };
-                let _ = policy.judge(&names, Some(&version));
+                let _ = policy.judge(&names, Some(&version), false);
+                let _ = policy.judge(&names, Some(&version), true);
             }
             version_of(&version);
         }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine as _;
@@ -23,13 +23,18 @@ use crate::telemetry::METRICS;
 /// A credential is not hashed again for so long: clients authenticate every CONNECT.
 const REMEMBERED: Duration = Duration::from_secs(300);
 const REMEMBERED_CREDENTIALS: u64 = 10_000;
-/// Wrong credentials from one address within [`FAILURES_FORGOTTEN`] before no more are looked at.
+/// Wrong passwords for one user from one address within [`FAILURES_FORGOTTEN`] before no more are
+/// looked at.
 const FAILURES: u32 = 10;
+/// The same for all users of an address.
+const ALL_FAILURES: u32 = 50;
 const FAILURES_FORGOTTEN: Duration = Duration::from_secs(60);
 const FAILING_ADDRESSES: u64 = 10_000;
-/// Hashes computed at once, and requests that wait for one.
+/// Hashes computed at once.
 const HASHES: usize = 2;
+/// Credentials that wait to be looked at, in all and of one address.
 const WAITING: usize = 64;
+const WAITING_OF_ONE: u32 = 16;
 /// How often the file is looked at for changes.
 const LOOK: Duration = Duration::from_secs(1);
 const FILE_LIMIT: u64 = 4 << 20;
@@ -53,6 +58,9 @@ pub struct Access {
     wants_certificate: bool,
     per_address: usize,
     connections: Mutex<HashMap<IpAddr, usize>>,
+    tunnels: Arc<Semaphore>,
+    tunnels_per_address: usize,
+    tunnels_of: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
 }
 
 impl Access {
@@ -66,6 +74,12 @@ impl Access {
             wants_certificate: config.client_ca.is_some(),
             per_address: config.limits.connections_per_address,
             connections: Mutex::default(),
+            tunnels: Arc::new(Semaphore::new(config.limits.tunnels)),
+            tunnels_per_address: match config.loopback_only() {
+                true => config.limits.tunnels,
+                false => config.limits.tunnels.div_ceil(2),
+            },
+            tunnels_of: Mutex::default(),
         })
     }
 
@@ -101,6 +115,24 @@ impl Access {
             _permit: permit,
             access: self.clone(),
             from,
+        })
+    }
+
+    /// A place for a tunnel, if there is one: of one address no more than half of all.
+    pub fn tunnel(&self, ip: IpAddr) -> Option<TunnelPlace> {
+        let share = {
+            let mut all = self.tunnels_of.lock().unwrap_or_else(|e| e.into_inner());
+            all.retain(|_, share| share.strong_count() > 0);
+            let share = all.get(&network(ip)).and_then(Weak::upgrade);
+            share.unwrap_or_else(|| {
+                let share = Arc::new(Semaphore::new(self.tunnels_per_address));
+                all.insert(network(ip), Arc::downgrade(&share));
+                share
+            })
+        };
+        Some(TunnelPlace {
+            _share: share.try_acquire_owned().ok()?,
+            _permit: self.tunnels.clone().try_acquire_owned().ok()?,
         })
     }
 
@@ -143,6 +175,12 @@ pub fn stranger(ip: IpAddr) -> Error {
     )
 }
 
+/// A tunnel that counts.
+pub struct TunnelPlace {
+    _share: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
+}
+
 /// A connection that counts; no more once it is dropped.
 pub struct Place {
     _permit: OwnedSemaphorePermit,
@@ -181,9 +219,12 @@ struct Users {
     login: Option<Digest>,
     table: Mutex<Table>,
     key: [u8; 32],
-    /// Credentials that were right, by keyed MAC
-    remembered: Cache<[u8; 32], ()>,
-    failures: Cache<IpAddr, Arc<AtomicU32>>,
+    /// Credentials that were right, by keyed MAC. Those that come at the same time wait for one
+    /// another.
+    remembered: moka::future::Cache<[u8; 32], ()>,
+    /// By address, and user (none: all of them)
+    failures: Cache<(IpAddr, Option<String>), Arc<AtomicU32>>,
+    waiting_of: Cache<IpAddr, Arc<AtomicU32>>,
     hashes: Arc<Semaphore>,
     waiting: Semaphore,
 }
@@ -220,13 +261,17 @@ impl Users {
                 generation: 0,
             }),
             key,
-            remembered: Cache::builder()
+            remembered: moka::future::Cache::builder()
                 .max_capacity(REMEMBERED_CREDENTIALS)
                 .time_to_live(REMEMBERED)
                 .build(),
             failures: Cache::builder()
                 .max_capacity(FAILING_ADDRESSES)
                 .time_to_live(FAILURES_FORGOTTEN)
+                .build(),
+            waiting_of: Cache::builder()
+                .max_capacity(FAILING_ADDRESSES)
+                .time_to_idle(FAILURES_FORGOTTEN)
                 .build(),
             hashes: Arc::new(Semaphore::new(HASHES)),
             waiting: Semaphore::new(WAITING),
@@ -252,21 +297,47 @@ impl Users {
         }
         let (hashes, generation) = self.current().await;
         let mac = self.mac(generation, &user, &password);
-        if self.remembered.contains_key(&mac) {
-            return Ok(());
-        }
+        let checking = self.hash(ip, &hashes, user, password);
+        let checked = self.remembered.try_get_with(mac, checking).await;
+        checked.map_err(|e| Error::clone(&e))
+    }
+
+    /// Looks at credentials that are not remembered.
+    async fn hash(
+        &self,
+        ip: IpAddr,
+        hashes: &HashMap<String, String>,
+        user: String,
+        password: String,
+    ) -> Result<(), Error> {
         let from = network(ip);
-        let failures = self.failures.get_with(from, Arc::default);
-        if failures.load(Ordering::Relaxed) >= FAILURES {
-            return Err(Error::new(
+        let by_user = self
+            .failures
+            .get_with((from, Some(user.clone())), Arc::default);
+        let by_all = self.failures.get_with((from, None), Arc::default);
+        let guessed = || {
+            by_user.load(Ordering::Relaxed) >= FAILURES
+                || by_all.load(Ordering::Relaxed) >= ALL_FAILURES
+        };
+        let too_many = || {
+            Error::new(
                 Kind::TooManyGuesses,
                 "too many wrong passwords from this address; wait a minute",
-            ));
+            )
+        };
+        if guessed() {
+            return Err(too_many());
         }
         let busy = || Error::new(Kind::Busy, "too many logins at once; try again");
+        let share = self.waiting_of.get_with(from, Arc::default);
+        let _share = Share::of(&share).ok_or_else(busy)?;
         let _waiting = self.waiting.try_acquire().map_err(|_| busy())?;
         let permit = self.hashes.clone().acquire_owned().await;
         let permit = permit.map_err(|_| busy())?;
+        // Others of the same address were looked at meanwhile.
+        if guessed() {
+            return Err(too_many());
+        }
         let known = hashes.get(&user).cloned();
         // An unknown user takes as long as a known one.
         let stand_in = hashes.values().next().cloned().unwrap_or_default();
@@ -277,10 +348,10 @@ impl Users {
             right && known.is_some()
         });
         if right.await.unwrap_or(false) {
-            self.remembered.insert(mac, ());
             return Ok(());
         }
-        failures.fetch_add(1, Ordering::Relaxed);
+        by_user.fetch_add(1, Ordering::Relaxed);
+        by_all.fetch_add(1, Ordering::Relaxed);
         METRICS.failed_logins.inc();
         tracing::warn!(client = %ip, "a login to the proxy failed");
         Err(Error::new(
@@ -330,6 +401,25 @@ impl Users {
         }
         let table = self.table.lock().unwrap_or_else(|e| e.into_inner());
         (table.hashes.clone(), table.generation)
+    }
+}
+
+/// A place among the credentials of one address that wait.
+struct Share(Arc<AtomicU32>);
+
+impl Share {
+    fn of(count: &Arc<AtomicU32>) -> Option<Self> {
+        if count.fetch_add(1, Ordering::Relaxed) >= WAITING_OF_ONE {
+            count.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Self(count.clone()))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

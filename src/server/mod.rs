@@ -36,7 +36,6 @@ pub struct Server {
     /// What the API asks for
     pub token: String,
     access: Arc<Access>,
-    tunnels: Arc<Semaphore>,
     connections: Arc<Semaphore>,
     draining: watch::Sender<bool>,
     leases: Arc<Leases>,
@@ -66,7 +65,6 @@ impl Server {
         }
         Ok(Arc::new(Self {
             access: Arc::new(Access::new(&config, login)?),
-            tunnels: Arc::new(Semaphore::new(config.limits.tunnels)),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             config,
             ca,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap};
+use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, HOST, HeaderMap, TRANSFER_ENCODING};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
@@ -156,9 +156,10 @@ async fn connect(peer: Peer, request: Request<Incoming>, may_connect: bool) -> R
     }
     let reached = async {
         judge(&peer, &authority)?;
-        let permit = server.tunnels.clone().try_acquire_owned();
-        let permit = permit
-            .map_err(|_| Error::new(Kind::Busy, "too many tunnels are open; try again later"))?;
+        let permit = server
+            .access
+            .tunnel(peer.addr.ip())
+            .ok_or_else(|| Error::new(Kind::Busy, "too many tunnels are open; try again later"))?;
         let upstream = &server.cache.upstream;
         Ok((upstream.dialer().dial(&authority).await?, permit))
     };
@@ -214,7 +215,10 @@ fn parse_connect(request: &Request<Incoming>) -> Result<Authority, Error> {
     let authority = uri.authority().ok_or_else(bad)?;
     let plain = uri.scheme().is_none() && uri.path_and_query().is_none();
     let with_port = authority.port_u16().is_some() && !authority.as_str().contains('@');
-    if !plain || !with_port {
+    let headers = request.headers();
+    // RFC 9110 section 9.3.6: what follows the head is the tunnel's.
+    let with_body = headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING);
+    if !plain || !with_port || with_body {
         return Err(bad());
     }
     authority.as_str().parse().map_err(|_| bad())

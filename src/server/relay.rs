@@ -69,7 +69,10 @@ pub async fn pass(
 pub fn relay(response: Response<Incoming>, url: &Url, words: &str) -> Answer {
     let (parts, body) = response.into_parts();
     let mut headers = end_to_end(&parts.headers);
-    for name in [SET_COOKIE, CONTENT_LENGTH] {
+    // RFC 9112 section 6.3: where both are there, the length is none.
+    let chunked = parts.headers.contains_key(TRANSFER_ENCODING);
+    let kept = [Some(SET_COOKIE), Some(CONTENT_LENGTH).filter(|_| !chunked)];
+    for name in kept.into_iter().flatten() {
         for value in parts.headers.get_all(&name) {
             headers.append(name.clone(), value.clone());
         }

@@ -85,9 +85,10 @@ impl Ledger {
         if inner.seen.get(&short(name)) == Some(&digest) {
             return;
         }
-        if inner.seen.len() < 2 * NAMES {
-            inner.seen.insert(short(name), digest);
+        if inner.seen.len() >= 2 * NAMES && !inner.seen.contains_key(&short(name)) {
+            return;
         }
+        inner.seen.insert(short(name), digest);
         let Some(file) = &mut inner.file else {
             return;
         };

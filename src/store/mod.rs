@@ -41,6 +41,8 @@ pub struct Store {
     /// Of one archive
     archive_limit: u64,
     temporary: AtomicU64,
+    /// For commands that only look
+    read_only: bool,
     /// What names once stood for, also where it was evicted
     pub ledger: Ledger,
     /// Guards the maps and the names on disk that they mirror.
@@ -101,6 +103,7 @@ impl Store {
             budget,
             archive_limit,
             temporary: AtomicU64::new(0),
+            read_only: false,
             ledger: Ledger::open(data_dir).map_err(|e| broken(&data_dir.join("seen"), e))?,
             inner: Mutex::new(inner),
         };
@@ -117,6 +120,7 @@ impl Store {
             budget: 0,
             archive_limit: 0,
             temporary: AtomicU64::new(0),
+            read_only: true,
             ledger: Ledger::peek(data_dir),
             inner: Mutex::new(load(&cache, false)),
             cache,
@@ -148,7 +152,9 @@ impl Store {
             .and_then(|file| Ok((Stamp::of(&file)?, file)));
         match opened {
             Ok((stamp, file)) if stamp.size == size => {
-                inner.touch(digest, &file);
+                if !self.read_only {
+                    inner.touch(digest, &file);
+                }
                 Some(Held {
                     digest,
                     file: Arc::new(file),
@@ -158,6 +164,7 @@ impl Store {
                     stamp,
                 })
             }
+            _ if self.read_only => None,
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 tracing::error!(%digest, error = %e, "a blob cannot be opened");
                 None
@@ -288,8 +295,8 @@ impl Store {
             let digest = *digest;
             let too_old = unused_for.is_some_and(|age| {
                 let used = inner.blobs.get(&digest).map(|blob| blob.used);
-                used.and_then(|used| now.duration_since(used).ok())
-                    .is_some_and(|unused| unused >= age)
+                // A use in the future, by a clock that was set back, is one just now.
+                used.is_some_and(|used| now.duration_since(used).unwrap_or_default() >= age)
             });
             if !too_old && max_size.is_none_or(|max| inner.stored <= max) {
                 break;

@@ -166,10 +166,10 @@ pub(super) fn load(cache: &Path, mend: bool) -> Inner {
     let mut inner = Inner::default();
     for (used, digest, size) in blobs {
         let named = entries.remove(&digest).unwrap_or_default();
+        if !mend && named.first().is_none_or(|entry| entry.size != size) {
+            continue;
+        }
         if named.is_empty() && index_is_whole {
-            if !mend {
-                continue;
-            }
             // A crash came between its name and its entry: its headers are lost, so it is fetched
             // anew when it is next asked for.
             tracing::warn!(%digest, "a blob has no index entry; dropped it");

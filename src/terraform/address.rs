@@ -22,6 +22,9 @@ pub struct Subject {
     pub version: Option<String>,
     /// `linux_amd64`
     pub platform: Option<String>,
+    /// Whether it was asked for without a namespace, as Terraform 0.12 does
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub any_namespace: bool,
 }
 
 impl Subject {
@@ -42,7 +45,8 @@ impl Subject {
             _ => return None,
         };
         // How Terraform 0.12 asks for providers without a namespace.
-        let namespace = if namespace == "-" {
+        let any_namespace = namespace == "-";
+        let namespace = if any_namespace {
             "hashicorp"
         } else {
             namespace
@@ -51,6 +55,7 @@ impl Subject {
             names: vec![host, namespace.to_lowercase(), name.to_lowercase()],
             version: version.map(str::to_owned),
             platform,
+            any_namespace,
         })
     }
 
@@ -76,6 +81,7 @@ impl Subject {
             names,
             version: version.map(str::to_owned),
             platform: platform.flatten(),
+            any_namespace: false,
         })
     }
 

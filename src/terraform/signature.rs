@@ -591,12 +591,21 @@ fn dearmored(bytes: &[u8]) -> Result<Vec<u8>, String> {
     if bytes.len() > ARMOR_LIMIT {
         return Err("is too large".into());
     }
-    if !bytes.trim_ascii_start().starts_with(b"-----BEGIN PGP") {
+    // Text may stand before the armor, as it may for Go.
+    let begins = |at: &usize| {
+        let before = bytes[..*at].trim_ascii_end();
+        bytes[*at..].starts_with(b"-----BEGIN PGP")
+            && (before.is_empty() || bytes[before.len()..*at].contains(&b'\n'))
+    };
+    let Some(begin) = (0..bytes.len())
+        .filter(|at| bytes[*at] == b'-')
+        .find(begins)
+    else {
         return Ok(bytes.to_owned());
-    }
+    };
     let options = pgp::armor::DearmorOptions::default().set_limit(ARMOR_LIMIT);
     let mut inner = Vec::new();
-    pgp::armor::Dearmor::with_options(bytes.trim_ascii_start(), options)
+    pgp::armor::Dearmor::with_options(&bytes[begin..], options)
         .take(ARMOR_LIMIT as u64)
         .read_to_end(&mut inner)
         .map_err(|_| "its armor is torn".to_owned())?;

@@ -22,18 +22,11 @@ pub struct Listed {
 /// The versions that a list names; none where it is no list.
 pub fn listed(kind: Kind, body: &[u8]) -> Option<Vec<Listed>> {
     match kind {
-        Kind::VersionList => {
-            let list: Versions = serde_json::from_slice(body).ok()?;
-            Some(list.versions.into_iter().map(Listed::from).collect())
-        }
+        Kind::VersionList => providers(&serde_json::from_slice(body).ok()?),
         Kind::ModuleVersions => {
-            #[derive(Deserialize)]
-            struct Modules {
-                modules: Vec<Versions>,
-            }
-            let lists: Modules = serde_json::from_slice(body).ok()?;
-            let versions = lists.modules.into_iter().flat_map(|module| module.versions);
-            Some(versions.map(Listed::from).collect())
+            let list: Value = serde_json::from_slice(body).ok()?;
+            let modules = list.get("modules")?.as_array()?.iter();
+            Some(modules.filter_map(providers).flatten().collect())
         }
         Kind::ReleaseIndex => {
             #[derive(Deserialize)]
@@ -49,35 +42,36 @@ pub fn listed(kind: Kind, body: &[u8]) -> Option<Vec<Listed>> {
     }
 }
 
-#[derive(Deserialize)]
-struct Versions {
-    versions: Vec<Version>,
-}
-
-#[derive(Deserialize)]
-struct Version {
-    version: String,
-    #[serde(default)]
-    platforms: Option<Vec<Platform>>,
-}
-
-#[derive(Deserialize)]
-struct Platform {
-    os: String,
-    arch: String,
-}
-
-impl From<Version> for Listed {
-    fn from(version: Version) -> Self {
-        let platforms = version.platforms.unwrap_or_default().into_iter();
-        Self {
-            version: version.version,
-            platforms: platforms
-                .take(PLATFORMS)
-                .map(|platform| format!("{}_{}", platform.os, platform.arch))
-                .collect(),
-        }
+/// `versions` of a list. Go reads keys whatever their case, and takes the last one: a list in which
+/// clients could find others than larder is none.
+fn providers(list: &Value) -> Option<Vec<Listed>> {
+    let list = list.as_object()?;
+    let plain =
+        |key: &String, known: &str| *key == known || key.to_uppercase() != known.to_uppercase();
+    if !list.keys().all(|key| plain(key, "versions")) {
+        return None;
     }
+    let versions = list.get("versions")?.as_array()?.iter();
+    versions
+        .map(|version| {
+            let version = version.as_object()?;
+            if !version.keys().all(|key| plain(key, "version")) {
+                return None;
+            }
+            let name = version.get("version").and_then(Value::as_str);
+            let platforms = version.get("platforms").and_then(Value::as_array);
+            let platforms = platforms.into_iter().flatten().take(PLATFORMS);
+            Some(Listed {
+                version: name.unwrap_or_default().to_owned(),
+                platforms: platforms
+                    .filter_map(|platform| {
+                        let part = |name| platform.get(name).and_then(Value::as_str);
+                        Some(format!("{}_{}", part("os")?, part("arch")?))
+                    })
+                    .collect(),
+            })
+        })
+        .collect()
 }
 
 fn bare(version: impl Into<String>) -> Listed {
@@ -113,6 +107,7 @@ impl Loss {
     pub fn between(kind: Kind, old: &[u8], new: &[u8]) -> Option<Self> {
         let old = listed(kind, old)?;
         let new = listed(kind, new).unwrap_or_default();
+        let shorter = new.len() < old.len();
         let new: HashSet<&str> = new.iter().map(|listed| listed.version.as_str()).collect();
         let kept = old
             .iter()
@@ -121,7 +116,8 @@ impl Loss {
             before: old.len(),
             kept: kept.count(),
         };
-        (loss.kept * 2 < loss.before).then_some(loss)
+        // A list of builds that replace each other is as long as before.
+        (shorter && loss.kept * 2 < loss.before).then_some(loss)
     }
 }
 
@@ -214,6 +210,21 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_clients_read_otherwise_is_none() {
+        for body in [
+            r#"{"versions":[],"Versions":[{"version":"6.6.6"}]}"#,
+            r#"{"versions":[{"version":"1.0.0","VERSION":"6.6.6"}]}"#,
+            r#"{"ver\u017fions":[{"version":"6.6.6"}],"versions":[]}"#,
+        ] {
+            assert_eq!(listed(Kind::VersionList, body.as_bytes()), None, "{body}");
+        }
+        // What is odd but plain is read.
+        let odd = br#"{"versions":[{"version":"1.0.0"}],"versions":[{"version":"2.0.0","platforms":[{"os":"x"}]},{"version":null}]}"#;
+        let versions = listed(Kind::VersionList, odd).unwrap();
+        assert_eq!((versions.len(), &*versions[0].version), (2, "2.0.0"));
+    }
+
+    #[test]
     fn a_loss_is_most_of_the_list() {
         let list = |n: usize| {
             let versions: Vec<_> = (0..n)
@@ -238,6 +249,12 @@ mod tests {
         );
         assert_eq!(loss(1, 0), Some(Loss { before: 1, kept: 0 }));
         assert_eq!(loss(0, 0), None);
+        let nightly = |name: &str| format!(r#"{{"versions":[{{"version":"{name}"}}]}}"#);
+        let (old, new) = (nightly("1.0.0-dev1"), nightly("1.0.0-dev2"));
+        assert_eq!(
+            Loss::between(Kind::VersionList, old.as_bytes(), new.as_bytes()),
+            None
+        );
         assert_eq!(loss(3, 9), None);
     }
 

@@ -15,10 +15,16 @@ pub enum Reach {
 
 /// Refuses an address; the words say what it is.
 pub fn judge(ip: IpAddr, reach: Reach) -> Result<(), &'static str> {
+    let translated = matches!(ip, IpAddr::V6(v6) if v6.segments()[..3] == [0x64, 0xff9b, 1]);
     let ip = unmap(ip);
     let verdict = match ip {
         IpAddr::V4(ip) => class_v4(ip),
         IpAddr::V6(ip) => class_v6(ip),
+    };
+    let verdict = match verdict {
+        // Where in it the IPv4 address stands is the translator's own business (RFC 8215).
+        Class::Public if translated => Class::Private("a local NAT64 address"),
+        verdict => verdict,
     };
     match (verdict, reach) {
         (Class::Public, _) | (Class::Private(_), Reach::LikeTheUser) => Ok(()),
@@ -117,6 +123,7 @@ mod tests {
             "::ffff:10.0.0.1",
             "64:ff9b::10.0.0.1",
             "2002:a00:1::",
+            "64:ff9b:1::101:101",
         ] {
             assert_eq!(allowed(private), [true, false], "{private}");
         }

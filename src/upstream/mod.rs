@@ -120,6 +120,13 @@ impl Upstream {
             .get_or_create(&Why { purpose })
             .inc();
         match timeout_at(deadline, self.client.request(request)).await {
+            Ok(Ok(response)) if response.status().is_informational() => Err(Error::new(
+                Kind::Nonsense,
+                format!(
+                    "{what}: upstream answered {} to what was no upgrade; try again later",
+                    response.status().as_u16()
+                ),
+            )),
             Ok(Ok(response)) => Ok(response),
             Ok(Err(e)) => Err(explain(&what, &e)),
             Err(_) => Err(Error::new(

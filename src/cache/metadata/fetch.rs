@@ -100,7 +100,9 @@ impl Metadata {
         learn(&self.catalogue, &document, url);
         self.hot.insert(document.key.clone(), document.clone());
         self.shelf.vouch(&document.key, document.validated);
-        if was_doubtful {
+        let signed = |document: &Document| holds_signed_url(&document.body);
+        if was_doubtful || !self.shelf.holds(&document.key) && !signed(&document) {
+            // Or it came when the disk was full.
             self.write(&document).await;
         }
         document
@@ -216,7 +218,10 @@ impl Metadata {
     /// A list that suddenly lost most of its versions is not believed for some time: the last good
     /// one may well be the true one.
     async fn check_against_last_good(&self, wish: &Wish, body: &[u8]) -> Result<(), Error> {
-        let Some(last) = self.held(&url_key(&wish.url)).await else {
+        let accept = wish.headers.get(ACCEPT);
+        let accept = accept.and_then(|value| value.to_str().ok());
+        let last = self.held(&url_key(&wish.url)).await;
+        let Some(last) = last.filter(|last| last.answers(accept)) else {
             return Ok(());
         };
         let Some(lost) = (last.status == StatusCode::OK)
@@ -240,7 +245,9 @@ impl Metadata {
             marked.doubtful_since = Some(now);
             let marked = Arc::new(marked);
             self.hot.insert(marked.key.clone(), marked.clone());
-            self.write(&marked).await;
+            if self.shelf.holds(&marked.key) {
+                self.write(&marked).await;
+            }
         }
         Err(nonsense(&wish.url, &format!("{lost}")))
     }

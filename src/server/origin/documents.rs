@@ -12,14 +12,14 @@ use crate::cache::document::Document;
 use crate::cache::metadata::{Answer as Found, How, Wish};
 use crate::config::{Authority, ThirdParty};
 use crate::digest::Digest;
-use crate::error::Error;
+use crate::error::{Error, Kind as ErrorKind};
 use crate::server::conditional::not_modified;
 use crate::server::relay::forwarded_without_ranges;
 use crate::server::respond::{Answer, Body, full, nothing, sf_string};
-use crate::terraform::registry::rewrite_download;
+use crate::terraform::registry::{Download, rewrite_download};
 use crate::terraform::route::Kind;
 use crate::terraform::versions;
-use crate::upstream::no_body;
+use crate::upstream::{no_body, shown_url};
 
 impl Asking {
     pub(super) async fn document(&self, url: &Url, kind: Kind) -> Result<Answer, Error> {
@@ -32,8 +32,14 @@ impl Asking {
         let cache = &self.peer.entrance.server.cache;
         let (document, how) = match cache.metadata.get(&wish).await? {
             Found::Document(document, how) => (document, how),
+            Found::TooLarge if self.is_ruled(kind) => {
+                return Err(unfit(url, "it is larger than max_metadata_size"));
+            }
             Found::TooLarge => return self.pass(url, no_body()).await,
         };
+        if self.is_ruled(kind) {
+            self.check_ruled(&document, url)?;
+        }
         let (words, outcome) = match &how {
             How::Hit(left) => (format!("hit; ttl={}", left.as_secs()), "hit"),
             How::Offline => ("hit; detail=offline".to_owned(), "hit"),
@@ -60,6 +66,45 @@ impl Asking {
         Ok(answer)
     }
 
+    /// Whether rules depend on what such a document says.
+    fn is_ruled(&self, kind: Kind) -> bool {
+        let policy = &self.peer.entrance.server.cache.sources().judge.policy;
+        let ruled = policy.restricts() || policy.wants_signatures();
+        ruled && matches!(kind, Kind::VersionList | Kind::Download)
+    }
+
+    /// Refuses what would lead clients past the rules.
+    fn check_ruled(&self, document: &Document, url: &Url) -> Result<(), Error> {
+        if document.status.is_redirection() {
+            return Err(unfit(
+                url,
+                "upstream redirects it to where rules do not reach",
+            ));
+        }
+        if document.status != StatusCode::OK {
+            return Ok(());
+        }
+        let plain = |download: &Download| {
+            let urls = [
+                Some(&download.archive),
+                download.sums.as_ref(),
+                download.signature.as_ref(),
+            ];
+            urls.into_iter()
+                .flatten()
+                .any(|url| url.scheme() != "https")
+        };
+        match document.kind {
+            Kind::VersionList if versions::listed(document.kind, &document.body).is_none() => Err(
+                unfit(url, "clients may find other versions in it than larder"),
+            ),
+            Kind::Download if document.download.as_deref().is_none_or(plain) => {
+                Err(unfit(url, "it names a URL that is not https"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A version list that a client's own credentials brought, with what it must not show left out.
     pub(super) async fn private_list(&self, url: &Url, kind: Kind) -> Result<Answer, Error> {
         let cache = &self.peer.entrance.server.cache;
@@ -67,6 +112,9 @@ impl Asking {
         let (status, body) = cache.metadata.fetch_privately(url, &asked).await?;
         let mut document = Document::passing(url, kind, body);
         document.status = status;
+        if self.is_ruled(kind) {
+            self.check_ruled(&document, url)?;
+        }
         let json = kind != Kind::Listing;
         let json = if json {
             "application/json"
@@ -88,7 +136,9 @@ impl Asking {
             return None;
         }
         let listed = versions::listed(document.kind, &document.body)?;
-        let hidden = cache.hidden(url, document.kind, listed).await?;
+        let hidden = cache
+            .hidden(url, document.kind, listed, document.key.is_empty())
+            .await?;
         let hides = |version: &str| hidden.versions.contains(version);
         versions::without(document.kind, &document.body, hides, &hidden.warning)
     }
@@ -148,4 +198,15 @@ impl Asking {
                 .then(|| format!("https://{here}{}", own_path(url)))
         })
     }
+}
+
+/// A document by which users would get past the rules.
+fn unfit(url: &Url, why: &str) -> Error {
+    Error::new(
+        ErrorKind::Nonsense,
+        format!(
+            "{}: refused, since rules are set (verify, allow, deny, min_age) and {why}",
+            shown_url(url)
+        ),
+    )
 }

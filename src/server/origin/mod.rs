@@ -80,7 +80,7 @@ impl Asking {
         }
         let elsewhere = path.starts_with(OWN_PREFIX);
         let plain = matches!(self.parts.method, Method::GET | Method::HEAD);
-        if !plain && elsewhere {
+        if !plain && (elsewhere || kind == Kind::Archive) {
             let words = format!("{path} can only be read; use GET");
             return Err(Error::new(ErrorKind::BadRequest, words));
         }
