@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod archive;
 mod ca;
+mod certified;
 mod common;
 mod hardening;
 mod logs;
