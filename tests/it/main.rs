@@ -9,6 +9,7 @@ mod ca;
 mod certified;
 mod common;
 mod hardening;
+mod limits;
 mod logs;
 mod metadata;
 mod offline;
