@@ -31,8 +31,15 @@ async fn listening_where_others_can_connect_needs_a_word_on_who_may() {
         let command = setup.serve_command("127.0.0.1:0");
         assert_refuses_to_start(command, 2, &["allow_from", words]);
     }
-    let setup = Setup::without_upstream().config("allow_from = '127.0.0.0/8'");
-    assert_alive(&setup.start_on("0.0.0.0:0").await).await;
+    for listen in ["0.0.0.0:0", "[::]:0"] {
+        if listen.starts_with('[') && TcpListener::bind(listen).await.is_err() {
+            continue; // A machine without IPv6.
+        }
+        let setup = Setup::without_upstream().config("allow_from = '127.0.0.0/8'");
+        let larder = setup.start_on(listen).await;
+        let tunnel = larder.client().connect(&format!("{TERRAFORM}:443")).await;
+        tunnel.expect(listen);
+    }
 }
 
 #[tokio::test]

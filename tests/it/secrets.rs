@@ -212,6 +212,11 @@ async fn secrets_are_neither_logged_nor_written() {
             .unwrap();
         client.page("/metrics").await;
     }
+    for _ in 0..2 {
+        // Nor is a cookie that upstream gives one client given to another.
+        let got = client.get(&format!("https://{RELEASES}/page")).await;
+        assert_eq!(got.header("set-cookie"), None);
+    }
     client.get(&product.archive_url()).await;
     larder.setup.holds(2).await;
     let asked = upstream.journal();
