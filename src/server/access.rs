@@ -154,7 +154,7 @@ impl Access {
         if self.wants_certificate && !certified {
             return Err(Error::new(
                 Kind::Denied,
-                "this proxy takes clients with a certificate alone: connect to it over TLS (HTTPS_PROXY=https://…) and present one",
+                "this proxy takes clients with a certificate alone: connect to it over TLS (HTTPS_PROXY=https://HOST:PORT) and present one",
             ));
         }
         match &self.users {

@@ -3,17 +3,22 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod archive;
 mod ca;
+mod certified;
 mod common;
 mod faults;
 mod hardening;
+mod limits;
 mod logs;
 mod metadata;
 mod offline;
 mod proxy;
 mod range;
+mod reach;
 mod run;
+mod secrets;
 mod signature;
 mod smuggling;
 mod store;

@@ -1,9 +1,6 @@
 //! The one port: own pages, tunnels and their policy, draining, and bad input.
 
-use std::io::Read;
-use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -1070,41 +1067,6 @@ async fn an_address_in_use_stops_the_start_and_is_named() {
     assert!(said.contains(&addr), "{said}");
 }
 
-fn assert_refuses_to_start(mut command: std::process::Command, code: i32, words: &[&str]) {
-    command.stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let started = Instant::now();
-    let status = loop {
-        match child.try_wait().unwrap() {
-            Some(status) => break status,
-            None if started.elapsed() > PATIENCE => {
-                child.kill().unwrap();
-                child.wait().unwrap();
-                panic!("{command:?} starts");
-            }
-            None => std::thread::sleep(Duration::from_millis(10)),
-        }
-    };
-    let mut said = String::new();
-    child.stderr.unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!(status.code(), Some(code), "{words:?}: {said}");
-    for word in words {
-        assert!(said.contains(word), "no {word:?} in: {said}");
-    }
-    assert!(!said.contains("panicked"), "{said}");
-}
-
-/// A refusal of CONNECT says in its reason phrase what its JSON says: Go shows nothing else.
-#[track_caller]
-fn assert_words(refusal: &Got, status: u16) {
-    let words = refusal.assert_refused(status);
-    assert_eq!(refusal.reason, words);
-}
-
-async fn assert_alive(larder: &Larder) {
-    assert_eq!(larder.client().page("/healthz").await.status, 200);
-}
-
 /// A provider whose archive stalls after 100 000 bytes.
 fn stalled() -> (Upstream, Release, Tap) {
     let upstream = Upstream::start();
@@ -1113,46 +1075,6 @@ fn stalled() -> (Upstream, Release, Tap) {
     let tap = Tap::at(100_000);
     release.publish_archive(&upstream, Reply::archive(release.archive()).tapped(&tap));
     (upstream, release, tap)
-}
-
-/// A TCP server that says everything back.
-struct Echo {
-    port: u16,
-    connections: Arc<AtomicUsize>,
-}
-
-impl Echo {
-    async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let connections = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&connections);
-        tokio::spawn(async move {
-            while let Ok((mut tcp, _)) = listener.accept().await {
-                counted.fetch_add(1, Ordering::SeqCst);
-                tokio::spawn(async move {
-                    let (mut read, mut write) = tcp.split();
-                    let _ = tokio::io::copy(&mut read, &mut write).await;
-                    let _ = write.shutdown().await;
-                });
-            }
-        });
-        Self { port, connections }
-    }
-
-    /// A larder that finds the echo under a name, on every port.
-    fn setup(&self) -> Setup {
-        let target = format!("echo.example::127.0.0.1:{}", self.port);
-        Setup::without_upstream().args(["--connect-to", &target])
-    }
-
-    fn name(&self, port: u16) -> String {
-        format!("echo.example:{port}")
-    }
-
-    fn connections(&self) -> usize {
-        self.connections.load(Ordering::SeqCst)
-    }
 }
 
 /// A proxy that leads every CONNECT to one port of this machine.

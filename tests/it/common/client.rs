@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -36,6 +36,14 @@ impl Client {
     /// The same proxy, another trust: for blind tunnels, where the peer is the upstream.
     pub fn trusting(&self, ca_pem: &str) -> Self {
         Self::new(self.proxy, ca_pem.as_bytes())
+    }
+
+    /// The same trust, another address of the proxy.
+    pub fn at(&self, proxy: SocketAddr) -> Self {
+        Self {
+            proxy,
+            ..self.clone()
+        }
     }
 
     /// A plain connection to the proxy.
@@ -103,6 +111,21 @@ impl Client {
             .with_no_client_auth()
     }
 
+    /// The same for a client that has a certificate.
+    pub fn certified_config(
+        &self,
+        certificate: CertificateDer<'static>,
+        key: PrivateKeyDer<'static>,
+    ) -> ClientConfig {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(Arc::clone(&self.roots))
+            .with_client_auth_cert(vec![certificate], key)
+            .unwrap()
+    }
+
     /// A connection on which to speak HTTP with `host`.
     pub async fn open(&self, host: &str) -> Conn {
         Conn::new(self.tls(host, host).await.unwrap())
@@ -143,6 +166,14 @@ impl Client {
         conn.answer("GET").await.unwrap().finish().await
     }
 
+    /// Asks the proxy itself for a whole URL, over plain HTTP.
+    pub async fn absolute(&self, url: &str, headers: &[(&str, &str)]) -> Got {
+        let mut conn = self.plain().await;
+        let host = url.split('/').nth(2).expect("a host");
+        conn.request("GET", host, url, headers).await;
+        conn.answer("GET").await.unwrap().finish().await
+    }
+
     /// Whatever comes back for these bytes until the peer closes.
     pub async fn raw(&self, bytes: &[u8]) -> Vec<u8> {
         let mut tcp = self.tcp().await;
@@ -153,11 +184,11 @@ impl Client {
     }
 }
 
-pub async fn handshake(
-    tcp: TcpStream,
+pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
+    tcp: S,
     sni: &str,
     config: ClientConfig,
-) -> std::io::Result<TlsStream<TcpStream>> {
+) -> std::io::Result<TlsStream<S>> {
     let name = ServerName::try_from(sni.to_owned()).unwrap();
     let connector = TlsConnector::from(Arc::new(config));
     within("TLS handshake", connector.connect(name, tcp)).await
@@ -182,6 +213,13 @@ impl Io for TcpStream {
 impl Io for TlsStream<TcpStream> {
     fn into_tcp(self: Box<Self>) -> TcpStream {
         self.into_inner().0
+    }
+}
+
+/// Through a proxy that is itself reached over TLS.
+impl Io for TlsStream<TlsStream<TcpStream>> {
+    fn into_tcp(self: Box<Self>) -> TcpStream {
+        Box::new(self.into_inner().0).into_tcp()
     }
 }
 

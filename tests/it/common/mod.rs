@@ -3,6 +3,7 @@
 // The one test binary uses all of it, but single files may be left out while working on another.
 #![allow(dead_code)]
 
+pub mod checks;
 pub mod client;
 pub mod larder;
 pub mod registry;
@@ -14,6 +15,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub use checks::{Echo, assert_alive, assert_refuses_to_start, assert_words};
 pub use client::{Client, Conn, Got};
 pub use larder::{Larder, Setup};
 pub use registry::{Home, Product, Release};
