@@ -17,3 +17,4 @@ mod signature;
 mod store;
 mod terraform;
 mod trouble;
+mod trust;
