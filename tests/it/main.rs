@@ -15,6 +15,7 @@ mod proxy;
 mod range;
 mod republished;
 mod run;
+mod shown;
 mod signature;
 mod store;
 mod terraform;
