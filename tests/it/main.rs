@@ -6,11 +6,13 @@
 mod archive;
 mod ca;
 mod common;
+mod cooldown;
 mod hardening;
 mod lists;
 mod logs;
 mod metadata;
 mod offline;
+mod policy;
 mod proxy;
 mod range;
 mod republished;
