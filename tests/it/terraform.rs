@@ -264,7 +264,7 @@ async fn the_real_aws_provider_has_its_real_hash() {
 }
 
 /// Whether to skip; a machine that must have terraform says so in LARDER_TEST_REQUIRE.
-fn no_terraform() -> bool {
+pub fn no_terraform() -> bool {
     let found = Command::new("terraform").arg("version").output().is_ok();
     if !found {
         let required = std::env::var("LARDER_TEST_REQUIRE").unwrap_or_default();
@@ -293,7 +293,7 @@ fn real_aws() -> Option<Vec<u8>> {
 }
 
 /// A Terraform project of its own.
-struct Project {
+pub struct Project {
     folder: PathBuf,
     proxy: String,
     ca: PathBuf,
@@ -301,7 +301,7 @@ struct Project {
 }
 
 impl Project {
-    fn new(larder: &Larder, name: &str, releases: &[Release]) -> Self {
+    pub fn new(larder: &Larder, name: &str, releases: &[Release]) -> Self {
         let project = Self {
             folder: larder.setup.path(name),
             proxy: format!("http://{}", larder.addr),
@@ -331,7 +331,7 @@ impl Project {
         std::fs::write(self.folder.join("main.tf"), main).unwrap();
     }
 
-    fn init(&self) -> Output {
+    pub fn init(&self) -> Output {
         let mut command = Command::new("terraform");
         self.setup.cleanse(&mut command);
         command
@@ -344,14 +344,14 @@ impl Project {
     }
 
     #[track_caller]
-    fn init_succeeds(&self) {
+    pub fn init_succeeds(&self) {
         let output = self.init();
         let said = String::from_utf8_lossy(&output.stdout);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{said}\n{errors}");
     }
 
-    fn lock(&self) -> String {
+    pub fn lock(&self) -> String {
         std::fs::read_to_string(self.folder.join(".terraform.lock.hcl")).unwrap()
     }
 }

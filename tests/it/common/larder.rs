@@ -81,6 +81,16 @@ impl Setup {
         self
     }
 
+    /// With that text as the config file, in place of an earlier one.
+    pub fn config(self, text: &str) -> Self {
+        let file = self.path("larder.toml");
+        std::fs::write(&file, text).unwrap();
+        match self.options.iter().any(|option| option == "--config") {
+            true => self,
+            false => self.args(["--config", file.to_str().unwrap()]),
+        }
+    }
+
     /// A place for a test's own files.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
@@ -118,6 +128,22 @@ impl Setup {
         }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null());
+    }
+
+    /// What `larder SUBCOMMAND` prints, which must succeed.
+    #[track_caller]
+    pub fn says(&self, subcommand: &[&str]) -> String {
+        let output = self.command(subcommand).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{subcommand:?}: {errors}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The same, as JSON.
+    #[track_caller]
+    pub fn says_json(&self, subcommand: &[&str]) -> Value {
+        let said = self.says(&[subcommand, &["--json"]].concat());
+        serde_json::from_str(&said).unwrap_or_else(|_| panic!("not JSON: {said}"))
     }
 
     /// `larder SUBCOMMAND` with the upstream's options too, as `run` and `prefetch` want them.

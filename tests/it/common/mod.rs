@@ -7,6 +7,7 @@ pub mod checks;
 pub mod client;
 pub mod larder;
 pub mod registry;
+pub mod signing;
 pub mod upstream;
 
 use std::collections::hash_map::RandomState;
@@ -19,6 +20,7 @@ pub use checks::{Echo, assert_alive, assert_refuses_to_start, assert_words};
 pub use client::{Client, Conn, Got};
 pub use larder::{Larder, Setup};
 pub use registry::{Home, Product, Release};
+pub use signing::Signer;
 pub use upstream::{Gate, Line, Reply, Tap, Upstream};
 
 pub const TERRAFORM: &str = "registry.terraform.io";
@@ -87,6 +89,16 @@ pub fn sha256(bytes: &[u8]) -> String {
 /// A number that no other test run has used: for names of secrets and tokens.
 pub fn unique() -> u64 {
     RandomState::new().build_hasher().finish()
+}
+
+/// As terraform installs: the document, what it names, and then the archive, whose answer this is.
+pub async fn install(client: &Client, release: &Release) -> Got {
+    let document = client.get(&release.document_url()).await.json();
+    let named = |key: &str| document[key].as_str().unwrap().to_owned();
+    for key in ["shasums_url", "shasums_signature_url"] {
+        client.get(&named(key)).await;
+    }
+    client.get(&named("download_url")).await
 }
 
 /// A TCP port that was free a moment ago.

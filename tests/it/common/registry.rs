@@ -6,16 +6,10 @@ use std::io::{Cursor, Write};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use pgp::composed::{
-    ArmorOptions, DetachedSignature, KeyType, SecretKeyParamsBuilder, SignedPublicKey,
-    SignedSecretKey,
-};
-use pgp::crypto::hash::HashAlgorithm;
-use pgp::ser::Serialize;
-use pgp::types::{KeyDetails, Password};
 use serde_json::{Value, json};
 use zip::write::SimpleFileOptions;
 
+use super::signing::{PublicKey, Signer};
 use super::upstream::{Seen, in_turn};
 use super::{ASSETS, GITHUB, RELEASES, Reply, TERRAFORM, Upstream, sha256, unique};
 
@@ -42,14 +36,10 @@ pub struct Release {
     /// Platform (`linux_amd64`) and archive.
     pub archives: Vec<(String, Bytes)>,
     pub sums: Bytes,
+    /// Empty: there is none
     pub signature: Bytes,
-    pub key: PublicKey,
-}
-
-#[derive(Clone)]
-pub struct PublicKey {
-    pub id: String,
-    pub armored: String,
+    /// That the documents name
+    pub keys: Vec<PublicKey>,
 }
 
 impl Release {
@@ -78,15 +68,36 @@ impl Release {
             archives,
             sums: Bytes::new(),
             signature: Bytes::new(),
-            key: PublicKey {
-                id: String::new(),
-                armored: String::new(),
-            },
+            keys: Vec::new(),
         };
         let sums = release.archives.iter();
         let sums = sums.map(|(platform, bytes)| sums_line(&release.filename(platform), bytes));
         release.sums = sums.collect::<String>().into();
-        (release.signature, release.key) = sign(&release.sums);
+        release.signed_by(&Signer::new())
+    }
+
+    /// Signed by that key alone, which alone is named.
+    pub fn signed_by(mut self, signer: &Signer) -> Self {
+        self.signature = signer.sign(&self.sums);
+        self.naming(&[signer.public()])
+    }
+
+    /// The same under other keys in its documents.
+    pub fn naming(mut self, keys: &[PublicKey]) -> Self {
+        self.keys = keys.to_vec();
+        self
+    }
+
+    pub fn unsigned(mut self) -> Self {
+        self.signature = Bytes::new();
+        self
+    }
+
+    /// The signature is over other bytes.
+    pub fn badly_signed_by(self, signer: &Signer) -> Self {
+        let bad = signer.sign(b"other bytes");
+        let mut release = self.signed_by(signer);
+        release.signature = bad;
         release
     }
 
@@ -173,6 +184,10 @@ impl Release {
         url_of(self.sums_path())
     }
 
+    pub fn signature_url(&self) -> String {
+        url_of(self.signature_path())
+    }
+
     pub fn signature_path(&self) -> (&'static str, String) {
         let infix = match self.home {
             Home::Releases => ".72D7468F",
@@ -200,6 +215,15 @@ impl Release {
             .unwrap();
         let (os, arch) = platform.split_once('_').unwrap();
         let filename = self.filename(platform);
+        let keys = self.keys.iter().map(|key| {
+            json!({
+                "key_id": key.id,
+                "ascii_armor": key.armored,
+                "trust_signature": key.trust,
+                "source": "A Publisher",
+                "source_url": "https://publisher.example/security",
+            })
+        });
         json!({
             "protocols": ["5.0"],
             "os": os,
@@ -209,13 +233,7 @@ impl Release {
             "shasums_url": self.sums_url(),
             "shasums_signature_url": url_of(self.signature_path()),
             "shasum": sha256(bytes),
-            "signing_keys": { "gpg_public_keys": [{
-                "key_id": self.key.id,
-                "ascii_armor": self.key.armored,
-                "trust_signature": "",
-                "source": "A Publisher",
-                "source_url": "https://publisher.example/security",
-            }]},
+            "signing_keys": { "gpg_public_keys": keys.collect::<Vec<_>>() },
         })
     }
 
@@ -254,7 +272,11 @@ impl Release {
         let (_, sums) = self.sums_path();
         self.publish_file(upstream, last_segment(&sums), text);
         let (_, signature) = self.signature_path();
-        self.publish_file(upstream, last_segment(&signature), binary(&self.signature));
+        let signed = match self.signature.is_empty() {
+            true => Reply::status(404),
+            false => binary(&self.signature),
+        };
+        self.publish_file(upstream, last_segment(&signature), signed);
     }
 
     /// One file at its publisher's, for tests that want it otherwise than `publish` made it.
@@ -392,6 +414,22 @@ impl Product {
     }
 }
 
+/// A registry's list of those versions for linux_amd64.
+pub fn version_list(versions: &[&str]) -> Value {
+    let version = |version: &&str| {
+        json!({
+            "version": version,
+            "protocols": ["5.0"],
+            "platforms": [{"os": "linux", "arch": "amd64"}],
+        })
+    };
+    json!({
+        "id": "someone/thing",
+        "versions": versions.iter().map(version).collect::<Vec<_>>(),
+        "warnings": null,
+    })
+}
+
 /// `/.well-known/terraform.json` of a registry.
 pub fn publish_discovery(upstream: &Upstream, registry: &str) {
     let services = r#"{"modules.v1":"/v1/modules/","providers.v1":"/v1/providers/"}"#;
@@ -441,33 +479,6 @@ pub fn noise(size: usize, seed: &str) -> Vec<u8> {
 
 pub fn sums_line(file: &str, bytes: &[u8]) -> String {
     format!("{}  {file}\n", sha256(bytes))
-}
-
-/// A fresh key's detached binary signature.
-fn sign(sums: &[u8]) -> (Bytes, PublicKey) {
-    let mut params = SecretKeyParamsBuilder::default();
-    params
-        .key_type(KeyType::Ed25519Legacy)
-        .can_certify(true)
-        .can_sign(true)
-        .primary_user_id("A Publisher <publisher@example.com>".into());
-    let params = params.build().unwrap();
-    let secret: SignedSecretKey = params.generate(rand::thread_rng()).unwrap();
-    let public = SignedPublicKey::from(secret.clone());
-
-    let (password, hash) = (Password::empty(), HashAlgorithm::Sha256);
-    let signature = DetachedSignature::sign_binary_data(
-        rand::thread_rng(),
-        &secret.primary_key,
-        &password,
-        hash,
-        sums,
-    );
-    let key = PublicKey {
-        id: public.legacy_key_id().to_string().to_uppercase(),
-        armored: public.to_armored_string(ArmorOptions::default()).unwrap(),
-    };
-    (signature.unwrap().to_bytes().unwrap().into(), key)
 }
 
 fn url_of((host, path): (&str, String)) -> String {
