@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use hmac::{Hmac, Mac as _};
@@ -30,6 +31,8 @@ const FAILURES: u32 = 10;
 const ALL_FAILURES: u32 = 50;
 const FAILURES_FORGOTTEN: Duration = Duration::from_secs(60);
 const FAILING_ADDRESSES: u64 = 10_000;
+/// Connections of addresses that may not use larder; further ones are closed.
+const STRANGERS: usize = 64;
 /// Hashes computed at once.
 const HASHES: usize = 2;
 /// Credentials that wait to be looked at, in all and of one address.
@@ -58,6 +61,8 @@ pub struct Access {
     wants_certificate: bool,
     per_address: usize,
     connections: Mutex<HashMap<IpAddr, usize>>,
+    /// Connections that are only told that they are not welcome
+    strangers: Arc<Semaphore>,
     tunnels: Arc<Semaphore>,
     tunnels_per_address: usize,
     tunnels_of: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
@@ -74,6 +79,7 @@ impl Access {
             wants_certificate: config.client_ca.is_some(),
             per_address: config.limits.connections_per_address,
             connections: Mutex::default(),
+            strangers: Arc::new(Semaphore::new(STRANGERS)),
             tunnels: Arc::new(Semaphore::new(config.limits.tunnels)),
             tunnels_per_address: match config.loopback_only() {
                 true => config.limits.tunnels,
@@ -102,6 +108,11 @@ impl Access {
     /// Counts a connection of an address; none if it has too many.
     /// `permit` is its place among those of all addresses.
     pub fn admit(self: &Arc<Self>, ip: IpAddr, permit: OwnedSemaphorePermit) -> Option<Place> {
+        let permit = match self.standing(ip) {
+            // They take no place from those who are.
+            Standing::Stranger => self.strangers.clone().try_acquire_owned().ok()?,
+            _ => permit,
+        };
         let from = network(ip);
         let mut connections = self.connections.lock().unwrap_or_else(|e| e.into_inner());
         let count = connections.entry(from).or_default();
@@ -231,7 +242,7 @@ struct Users {
 
 struct Table {
     hashes: Arc<HashMap<String, String>>,
-    stamp: Option<(SystemTime, u64)>,
+    stamp: Option<Stamp>,
     looked: Instant,
     /// Part of every MAC: what was right by an older file is forgotten
     generation: u64,
@@ -246,6 +257,9 @@ impl Users {
             ))
         };
         let hashes = read(path).map_err(bad)?;
+        if hashes.is_empty() {
+            return Err(bad("names no user".into()));
+        }
         let mut key = [0; 32];
         rustls::crypto::aws_lc_rs::default_provider()
             .secure_random
@@ -370,7 +384,8 @@ impl Users {
         mac.finalize().into_bytes().into()
     }
 
-    /// The table, read anew where the file has changed. A file that turned bad changes nothing.
+    /// The table, read anew where the file has changed. A file that turned bad changes nothing; one
+    /// that names nobody any more lets nobody in.
     async fn current(&self) -> (Arc<HashMap<String, String>>, u64) {
         let (stale, known) = {
             let mut table = self.table.lock().unwrap_or_else(|e| e.into_inner());
@@ -423,9 +438,13 @@ impl Drop for Share {
     }
 }
 
-fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+/// What changes with the file: hashes are all of one length, and `cp -p` keeps the time.
+type Stamp = (u64, u64, (i64, i64), (i64, i64));
+
+fn stamp(path: &Path) -> Option<Stamp> {
     let m = std::fs::metadata(path).ok()?;
-    Some((m.modified().ok()?, m.len()))
+    let modified = (m.mtime(), m.mtime_nsec());
+    Some((m.ino(), m.size(), modified, (m.ctime(), m.ctime_nsec())))
 }
 
 fn read(path: &Path) -> Result<HashMap<String, String>, String> {
@@ -459,10 +478,7 @@ fn parse(text: &str) -> Result<HashMap<String, String>, String> {
         }
         hashes.insert(user.to_owned(), hash.to_owned());
     }
-    match hashes.is_empty() {
-        true => Err("names no user".into()),
-        false => Ok(hashes),
-    }
+    Ok(hashes)
 }
 
 /// User and password of `Basic …`.
@@ -494,7 +510,6 @@ mod tests {
         let dear = hash.replace("$04$", "$31$");
         for bad in [
             "ann",
-            "",
             "ann:$apr1$x$yyyyyyyyyyyyyyyyyyyyyy",
             "ann:{SHA}5en6G6MezRroT3XKqkdPOmY/BfQ=",
             "ann:plain",

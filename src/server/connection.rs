@@ -108,7 +108,10 @@ pub fn intercept(peer: Peer, stream: impl Stream, authority: Authority) -> Serve
 
 async fn greet_inner(peer: Peer, stream: impl Stream, role: Role) {
     let mut draining = peer.entrance.server.draining.subscribe();
-    let patience = peer.entrance.server.config.limits.handshake;
+    let patience = match role {
+        Role::Stranger => LAST_WORDS,
+        _ => peer.entrance.server.config.limits.handshake,
+    };
     let peeked = tokio::select! {
         peeked = timeout(patience, Peeked::new(stream)) => peeked,
         _ = draining.wait_for(|on| *on) => return,
@@ -243,7 +246,10 @@ fn choose(
 async fn serve(peer: Peer, stream: impl Stream, role: Role) {
     let mut draining = peer.entrance.server.draining.subscribe();
     let running = peer.running.clone();
-    let limits = peer.entrance.server.config.limits.clone();
+    let mut limits = peer.entrance.server.config.limits.clone();
+    if matches!(role, Role::Stranger) {
+        limits.idle = LAST_WORDS;
+    }
     let served = Arc::new(AtomicU64::new(0));
     let service = service_fn(move |request: Request<Incoming>| {
         let (peer, role) = (peer.clone(), role.clone());

@@ -65,6 +65,7 @@ impl Subject {
         let host = host_of(url)?;
         let segments: Vec<&str> = url.path_segments()?.filter(|s| !s.is_empty()).collect();
         let (product, version) = match segments[..] {
+            ["index.json"] => return None,
             [product] | [product, "index.json"] => (product, None),
             [product, version] | [product, version, _] => (product, Some(version)),
             _ => return None,

@@ -16,6 +16,7 @@ use crate::error::{Error, Kind as ErrorKind};
 use crate::server::conditional::not_modified;
 use crate::server::relay::forwarded_without_ranges;
 use crate::server::respond::{Answer, Body, full, nothing, sf_string};
+use crate::terraform::address::Subject;
 use crate::terraform::registry::{Download, rewrite_download};
 use crate::terraform::route::Kind;
 use crate::terraform::versions;
@@ -32,7 +33,7 @@ impl Asking {
         let cache = &self.peer.entrance.server.cache;
         let (document, how) = match cache.metadata.get(&wish).await? {
             Found::Document(document, how) => (document, how),
-            Found::TooLarge if self.is_ruled(kind) => {
+            Found::TooLarge if self.is_ruled(kind) || self.hides_versions_of(url, kind) => {
                 return Err(unfit(url, "it is larger than max_metadata_size"));
             }
             Found::TooLarge => return self.pass(url, no_body()).await,
@@ -71,6 +72,13 @@ impl Asking {
         let policy = &self.peer.entrance.server.cache.sources().judge.policy;
         let ruled = policy.restricts() || policy.wants_signatures();
         ruled && matches!(kind, Kind::VersionList | Kind::Download)
+    }
+
+    /// Whether versions may have to be left out of it.
+    fn hides_versions_of(&self, url: &Url, kind: Kind) -> bool {
+        let policy = &self.peer.entrance.server.cache.sources().judge.policy;
+        let list = matches!(kind, Kind::ReleaseIndex | Kind::Listing);
+        list && policy.restricts() && Subject::of(url, kind).is_some()
     }
 
     /// Refuses what would lead clients past the rules.

@@ -69,13 +69,6 @@ impl Setup {
         self
     }
 
-    /// With a config file of this text.
-    pub fn config(self, text: &str) -> Self {
-        let file = self.path("larder.toml");
-        std::fs::write(&file, text).unwrap();
-        self.args(["--config", file.to_str().unwrap()])
-    }
-
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.variables.push((name.into(), value.into()));
         self
