@@ -23,6 +23,8 @@ pub enum Kind {
     Denied,
     /// A rule of the operator's forbids that version or provider.
     Policy,
+    /// Of all that a list names, nothing is left by the operator's rules.
+    Withheld,
     /// The proxy's user did not say who they are, or wrongly.
     Unauthenticated,
     /// Too many wrong passwords.
@@ -85,6 +87,8 @@ impl Kind {
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::Denied | Self::Policy | Self::ProhibitedAddress => StatusCode::FORBIDDEN,
+            // Clients take 403 for missing credentials, and 404 for a wrong name, and say so.
+            Self::Withheld => StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS,
             Self::Unauthenticated => StatusCode::PROXY_AUTHENTICATION_REQUIRED,
             Self::TooManyGuesses => StatusCode::TOO_MANY_REQUESTS,
             Self::NotFound => StatusCode::NOT_FOUND,
@@ -106,9 +110,11 @@ impl Kind {
     pub fn token(self) -> &'static str {
         match self {
             Self::BadRequest | Self::Misdirected | Self::NotFound => "http_request_error",
-            Self::Denied | Self::Policy | Self::Unauthenticated | Self::TooManyGuesses => {
-                "http_request_denied"
-            }
+            Self::Denied
+            | Self::Policy
+            | Self::Withheld
+            | Self::Unauthenticated
+            | Self::TooManyGuesses => "http_request_denied",
             Self::ProhibitedAddress => "destination_ip_prohibited",
             Self::Offline => "destination_unavailable",
             Self::Busy => "connection_limit_reached",

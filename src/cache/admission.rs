@@ -28,9 +28,19 @@ const ASKED: usize = 12;
 /// For all of them together: the client waits.
 const PATIENCE: Duration = Duration::from_secs(4);
 
+/// What came of asking for a version's date.
+enum Asked {
+    Date(u64),
+    /// Upstream's answer bears none
+    NoDate,
+    InVain,
+}
+
 /// What a version list must not show, and why.
 pub struct Hidden {
     pub versions: HashSet<String>,
+    /// Whether nothing is left
+    pub all: bool,
     /// For the user
     pub warning: String,
 }
@@ -51,6 +61,7 @@ impl Cache {
         let mut reasons: HashMap<String, usize> = HashMap::new();
         let mut versions = HashSet::new();
         let mut left = Vec::new();
+        let all = listed.len();
         for one in listed {
             match policy.judge(&names, Some(&one.version), subject.any_namespace) {
                 Ok(()) => left.push(one),
@@ -74,6 +85,7 @@ impl Cache {
             .collect();
         reasons.sort();
         (!versions.is_empty()).then(|| Hidden {
+            all: versions.len() >= all,
             versions,
             warning: format!(
                 "larder hides versions of {}: {}{}",
@@ -107,7 +119,13 @@ impl Cache {
         let mut book = book.lock().await;
         let known = book.versions.contains_key(version);
         let seen = book.see(version, now);
-        if !known {
+        if let (Some(date), Some(seen)) = (modified, book.versions.get_mut(version))
+            && seen.presumed_old
+        {
+            // Now it is known, for the list too.
+            (seen.modified, seen.presumed_old) = (Some(date), false);
+            self.sightings.keep(&book).await;
+        } else if !known {
             self.sightings.keep(&book).await;
         }
         let old = now.saturating_sub(seen.born(modified));
@@ -154,22 +172,27 @@ impl Cache {
             return Ok(());
         }
         let modified = headers.and_then(modified);
+        // Several registries may name the same archive: it may be had as whatever one of them calls
+        // it, since by the other names nobody gets so far.
+        let mut outcome = Ok(());
         for subject in self.sources().subjects(archive) {
-            if headers.is_none() {
+            outcome = match headers {
+                Some(_) => self.admit(&subject, modified).await,
                 // Its date comes with its bytes: until then the lists alone count.
-                let policy = &self.sources().judge.policy;
-                policy
-                    .judge(
-                        &subject.names(),
-                        subject.version.as_deref(),
-                        subject.any_namespace,
-                    )
-                    .map_err(|rule| self.refusal(&subject, &rule))?;
-                continue;
+                None => self.admit_by_lists(&subject),
+            };
+            if outcome.is_ok() {
+                break;
             }
-            self.admit(&subject, modified).await?;
         }
-        Ok(())
+        outcome
+    }
+
+    fn admit_by_lists(&self, subject: &Subject) -> Result<(), Error> {
+        let policy = &self.sources().judge.policy;
+        let (names, version) = (subject.names(), subject.version.as_deref());
+        let judged = policy.judge(&names, version, subject.any_namespace);
+        judged.map_err(|rule| self.refusal(subject, &rule))
     }
 
     fn refusal(&self, subject: &Subject, rule: &str) -> Error {
@@ -282,14 +305,14 @@ impl Cache {
     ) {
         let address = subject.address();
         let deadline = Instant::now() + PATIENCE;
-        let asked: Vec<BoxFuture<'static, (String, Option<u64>)>> = undated
+        let asked: Vec<BoxFuture<'static, (String, Asked)>> = undated
             .into_iter()
             .map(|one| {
                 let (this, list, subject) = (self.clone(), list.clone(), subject.clone());
                 let asking = async move {
                     let asking = this.modified_of(&list, kind, &subject, &one);
-                    let date = timeout_at(deadline, asking).await.ok().flatten();
-                    (one.version, date)
+                    let date = timeout_at(deadline, asking).await;
+                    (one.version, date.unwrap_or(Asked::InVain))
                 };
                 asking.boxed()
             })
@@ -299,9 +322,13 @@ impl Cache {
         let mut dates = stream::iter(asked).buffered(AT_ONCE);
         let mut reached_old = false;
         while let Some((version, date)) = dates.next().await {
-            let Some(date) = date else {
-                self.sightings.note_undated(&address, &version).await;
-                continue;
+            let date = match date {
+                Asked::Date(date) => date,
+                Asked::NoDate => {
+                    self.sightings.note_undated(&address, &version).await;
+                    continue;
+                }
+                Asked::InVain => continue,
             };
             let mut book = book.lock().await;
             if let Some(seen) = book.versions.get_mut(&version) {
@@ -327,29 +354,32 @@ impl Cache {
         kind: Kind,
         subject: &Subject,
         listed: &Listed,
-    ) -> Option<u64> {
+    ) -> Asked {
         let file = match kind {
-            Kind::VersionList => self.archive_of(list, listed).await?,
+            Kind::VersionList => self.archive_of(list, listed).await,
             _ => {
-                let product = subject.names.last().filter(|_| subject.names.len() == 2)?;
+                let product = subject.names.last().filter(|_| subject.names.len() == 2);
                 let version = &listed.version;
-                let path = format!("/{product}/{version}/{product}_{version}_SHA256SUMS");
-                list.join(&path).ok()?
+                product.and_then(|product| {
+                    let path = format!("/{product}/{version}/{product}_{version}_SHA256SUMS");
+                    list.join(&path).ok()
+                })
             }
         };
+        let Some(file) = file else {
+            return Asked::InVain;
+        };
+        let dated = |headers: &HeaderMap| modified(headers).map_or(Asked::NoDate, Asked::Date);
         let digest = self.store.find(&url_key(&file));
         if let Some(held) = digest.and_then(|digest| self.store.open_blob(digest)) {
-            let headers = super::document::headers_from_text(&held.record.headers);
-            return modified(&headers);
+            return dated(&super::document::headers_from_text(&held.record.headers));
         }
-        match self
-            .ask_head(&file, HeaderMap::new(), Instant::now() + PATIENCE)
-            .await
-        {
+        let deadline = Instant::now() + PATIENCE;
+        match self.ask_head(&file, HeaderMap::new(), deadline).await {
             Ok(HeadOnly::Upstream {
                 status, headers, ..
-            }) if status.is_success() => modified(&headers),
-            _ => None,
+            }) if status.is_success() => dated(&headers),
+            _ => Asked::InVain,
         }
     }
 

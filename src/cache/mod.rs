@@ -312,7 +312,10 @@ impl Cache {
     }
 
     /// Refuses what the rules do not let pass, before a byte of it is asked for.
-    async fn gate(
+    ///
+    /// # Errors
+    /// `Policy` or `Unsigned`.
+    pub async fn gate(
         &self,
         url: &Url,
         digest: Option<Digest>,

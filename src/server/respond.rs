@@ -105,7 +105,7 @@ impl Answer {
         ));
         if matches!(
             error.kind(),
-            Kind::Policy | Kind::Unsigned | Kind::Contradiction | Kind::Offline
+            Kind::Policy | Kind::Withheld | Kind::Unsigned | Kind::Contradiction | Kind::Offline
         ) {
             answer.reason(error);
         }

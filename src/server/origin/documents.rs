@@ -62,7 +62,7 @@ impl Asking {
         if is_failure(document.status) {
             return Ok(failed_upstream(url, document.status));
         }
-        let mut answer = Answer::new(self.present(&document, url).await, outcome);
+        let mut answer = Answer::new(self.present(&document, url).await?, outcome);
         answer.cache_status(&words);
         Ok(answer)
     }
@@ -132,29 +132,41 @@ impl Asking {
         document
             .headers
             .insert(CONTENT_TYPE, HeaderValue::from_static(json));
-        let mut answer = Answer::new(self.present(&document, url).await, "pass");
+        let mut answer = Answer::new(self.present(&document, url).await?, "pass");
         answer.cache_status("fwd=bypass");
         Ok(answer)
     }
 
-    /// A version list without what users may not have.
-    async fn filtered(&self, document: &Document, url: &Url) -> Option<Vec<u8>> {
+    /// A version list without what users may not have, if that is anything.
+    ///
+    /// # Errors
+    /// When nothing would be left of a provider's list: of an empty one Terraform says no more than
+    /// that there is no such provider.
+    async fn filtered(&self, document: &Document, url: &Url) -> Result<Option<Vec<u8>>, Error> {
         let cache = &self.peer.entrance.server.cache;
         if document.status != StatusCode::OK || !cache.sources().judge.policy.restricts() {
-            return None;
+            return Ok(None);
         }
-        let listed = versions::listed(document.kind, &document.body)?;
-        let hidden = cache
-            .hidden(url, document.kind, listed, document.key.is_empty())
-            .await?;
+        let Some(listed) = versions::listed(document.kind, &document.body) else {
+            return Ok(None);
+        };
+        let private = document.key.is_empty();
+        let hidden = cache.hidden(url, document.kind, listed, private).await;
+        let Some(hidden) = hidden else {
+            return Ok(None);
+        };
+        if hidden.all && document.kind == Kind::VersionList {
+            return Err(Error::new(ErrorKind::Withheld, hidden.warning));
+        }
         let hides = |version: &str| hidden.versions.contains(version);
-        versions::without(document.kind, &document.body, hides, &hidden.warning)
+        let (kind, body) = (document.kind, &document.body);
+        Ok(versions::without(kind, body, hides, &hidden.warning))
     }
 
-    async fn present(&self, document: &Document, url: &Url) -> Response<Body> {
+    async fn present(&self, document: &Document, url: &Url) -> Result<Response<Body>, Error> {
         let mut headers = document.headers.clone();
         let mut body = document.body.clone();
-        let filtered = self.filtered(document, url).await;
+        let filtered = self.filtered(document, url).await?;
         if let Some(rewritten) = filtered.or_else(|| self.rewritten(document)) {
             let etag = format!("\"larder-{}\"", Digest::of(&rewritten).short(32));
             body = rewritten.into();
@@ -189,7 +201,7 @@ impl Asking {
             }
         }
         *response.headers_mut() = headers;
-        response
+        Ok(response)
     }
 
     /// A download document whose URLs elsewhere lead through this registry host.

@@ -106,6 +106,11 @@ impl Asking {
             (Kind::Archive, private) if self.parts.method == Method::GET => {
                 self.archive(&url, private).await
             }
+            (Kind::Archive, true) => {
+                let asked = forwarded_without_ranges(&self.parts.headers);
+                cache.gate(&url, None, &asked).await?;
+                self.pass(&url, no_body()).await
+            }
             (_, true) => self.pass(&url, no_body()).await,
             (Kind::Archive, false) => self.archive_head(&url).await,
             (kind, false) => self.document(&url, kind).await,
