@@ -172,10 +172,19 @@ impl Cache {
             return Ok(());
         }
         let modified = headers.and_then(modified);
+        let subjects = self.sources().subjects(archive);
+        let (claimed, mut outcome) = (subjects.len() > 1, Ok(()));
         // Several registries may name the same archive: it may be had as whatever one of them calls
         // it, since by the other names nobody gets so far.
-        let mut outcome = Ok(());
-        for subject in self.sources().subjects(archive) {
+        let here = Subject::of_release(archive);
+        for subject in subjects {
+            if claimed
+                && here
+                    .as_ref()
+                    .is_some_and(|here| here.names == subject.names)
+            {
+                continue;
+            }
             outcome = match headers {
                 Some(_) => self.admit(&subject, modified).await,
                 // Its date comes with its bytes: until then the lists alone count.
@@ -184,6 +193,12 @@ impl Cache {
             if outcome.is_ok() {
                 break;
             }
+        }
+        // Nobody else's name makes good what is denied where it lies.
+        if let (true, Some(here)) = (claimed, &here) {
+            let policy = &self.sources().judge.policy;
+            let judged = policy.judge_denials(&here.names(), here.version.as_deref(), false);
+            judged.map_err(|rule| self.refusal(here, &rule))?;
         }
         outcome
     }

@@ -71,17 +71,7 @@ impl Policy {
         version: Option<&str>,
         any_namespace: bool,
     ) -> Result<(), String> {
-        let fits = |pattern: &Pattern| match any_namespace {
-            true => pattern.fits_in_any_namespace(names),
-            false => pattern.fits(names),
-        };
-        let denied = self
-            .deny
-            .iter()
-            .find(|selector| fits(&selector.pattern) && selector.range.denies(version));
-        if let Some(selector) = denied {
-            return Err(format!("the rule deny = \"{selector}\""));
-        }
+        self.judge_denials(names, version, any_namespace)?;
         let host = names.first().copied().unwrap_or_default();
         let product = names.len() == 2;
         // Lists that speak of providers alone say nothing of products.
@@ -93,6 +83,27 @@ impl Policy {
         match self.allow.is_empty() || !speaks || allowed {
             true => Ok(()),
             false => Err("the list `allow`, in which it is not".into()),
+        }
+    }
+
+    /// The same by the list `deny` alone.
+    pub fn judge_denials(
+        &self,
+        names: &[&str],
+        version: Option<&str>,
+        any_namespace: bool,
+    ) -> Result<(), String> {
+        let fits = |pattern: &Pattern| match any_namespace {
+            true => pattern.fits_in_any_namespace(names),
+            false => pattern.fits(names),
+        };
+        let denied = self
+            .deny
+            .iter()
+            .find(|selector| fits(&selector.pattern) && selector.range.denies(version));
+        match denied {
+            Some(selector) => Err(format!("the rule deny = \"{selector}\"")),
+            None => Ok(()),
         }
     }
 

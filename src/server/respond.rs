@@ -93,10 +93,13 @@ impl Answer {
     /// A failure or a refusal, with the words for the user.
     pub fn error(error: &Error) -> Self {
         let words = format!("larder: {error}");
-        let mut answer = Self::json(
-            error.kind().status(),
-            &serde_json::json!({ "errors": [words] }),
-        );
+        let mut body = serde_json::json!({ "errors": [words] });
+        if error.kind() == Kind::Withheld {
+            // For whoever looks at the list whatever its status.
+            body["versions"] = serde_json::json!([]);
+            body["warnings"] = body["errors"].clone();
+        }
+        let mut answer = Self::json(error.kind().status(), &body);
         answer.cache = "error";
         answer.proxy_status(&format!(
             "error={}; details={}",
