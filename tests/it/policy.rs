@@ -336,10 +336,16 @@ async fn terraform_installs_nothing_where_nothing_is_left() {
         version: ">= 1.0.0".into(),
         ..old
     }];
-    let config = "deny = [\"hashicorp/*\"]\n";
-    let larder = Setup::new(&upstream).config(config).start().await;
+    let config = format!("deny = [\"hashicorp/*\"]\npolicy_contact = \"{CONTACT}\"\n");
+    let larder = Setup::new(&upstream).config(&config).start().await;
     let output = Project::new(&larder, "project", &any).init();
     assert!(!output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr).replace(['\n', '│'], " ");
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        said.contains("hashicorp/*") && said.contains(CONTACT),
+        "{said}"
+    );
     assert_eq!(upstream.archive_bytes(), 0);
 }
 
