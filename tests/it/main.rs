@@ -10,6 +10,7 @@ mod certified;
 mod common;
 mod cooldown;
 mod faults;
+mod gates;
 mod hardening;
 mod limits;
 mod lists;
