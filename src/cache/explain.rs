@@ -53,7 +53,7 @@ impl Cache {
         let on_record = record.as_ref().and_then(|record| record.signature.clone());
         let signature = match at_hand {
             true => overall(&vouched).cloned(),
-            false => on_record.or_else(|| overall(&vouched).cloned()),
+            false => on_record,
         };
         let mut this = Explanation {
             url: key.clone(),

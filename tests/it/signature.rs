@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use proptest::prelude::*;
+
 use larder::terraform::signature::{Judgement, Keyring, NamedKey, Tier, is_pinned};
 
 const NULL: &[u8] = include_bytes!("../data/terraform-provider-null_3.1.0_SHA256SUMS");
@@ -239,4 +241,37 @@ fn pins_are_fingerprints_however_they_are_spaced() {
     ));
     assert!(!is_pinned(AUTHOR, "37A6AB3BCF2C170A"));
     assert!(!is_pinned(AUTHOR, HASHICORP));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_other_bytes_are_ever_hashicorps(at in 0..NULL.len(), bit in 0u8..8, cut in 0..NULL.len()) {
+        let mut flipped = NULL.to_vec();
+        flipped[at] ^= 1 << bit;
+        for document in [&flipped[..], &NULL[..cut]] {
+            prop_assert_eq!(judge(document, NULL_SIG, &[]).tier, Tier::Bad);
+        }
+    }
+
+    #[test]
+    fn any_signature_and_any_key_is_survived(
+        at in 0..NULL_SIG.len(), byte: u8,
+        noise in proptest::collection::vec(any::<u8>(), 0..200), text in "\\PC{0,80}",
+    ) {
+        let mut spoilt = NULL_SIG.to_vec();
+        spoilt[at] = byte;
+        let armored = format!("-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n{text}\n-----END PGP PUBLIC KEY BLOCK-----\n");
+        let keys = [trusted(&armored, &text), trusted(data!("author.asc"), &armored)];
+        for signature in [&spoilt[..], &noise] {
+            let judgement = judge(NULL, signature, &keys);
+            prop_assert!(judgement.tier != Tier::SelfSigned && judgement.tier != Tier::Partner);
+        }
+        let mut key = data!("author.asc").as_bytes().to_vec();
+        let at = at % key.len();
+        key[at] = byte & 0x7f;
+        let key = named(&String::from_utf8_lossy(&key));
+        judge(PLACEHOLDER, PLACEHOLDER_SIG, &[key]);
+    }
 }

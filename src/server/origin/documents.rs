@@ -156,7 +156,8 @@ impl Asking {
             return Ok(None);
         };
         if hidden.all && document.kind == Kind::VersionList {
-            return Err(Error::new(ErrorKind::Withheld, hidden.warning));
+            let words = hidden.warning.trim_start_matches("larder ");
+            return Err(Error::new(ErrorKind::Withheld, words));
         }
         let hides = |version: &str| hidden.versions.contains(version);
         let (kind, body) = (document.kind, &document.body);
