@@ -64,7 +64,10 @@ fn file(text: &str) {
     }
     let paths = config.trusted_keys.iter().chain(&config.upstream_ca);
     for path in paths.chain(&config.htpasswd).chain(&config.client_ca) {
-        assert!(path.is_absolute() || path.as_os_str().is_empty(), "{path:?}");
+        assert!(
+            path.is_absolute() || path.as_os_str().is_empty(),
+            "{path:?}"
+        );
     }
     for names in [&["registry.terraform.io", "a", "b"][..], &["h", "p"]] {
         let rule = config.policy.verify(names);

@@ -155,13 +155,13 @@ fn hosts(text: &str) {
         assert_eq!(bytes.to_string().parse(), Ok(Size(bytes)));
     }
     if let Ok(Period(time)) = text.parse() {
-        assert_eq!(
-            format!("{}ms", time.as_millis()).parse(),
-            Ok(Period(time))
-        );
+        assert_eq!(format!("{}ms", time.as_millis()).parse(), Ok(Period(time)));
     }
     if let Ok(parent) = text.parse::<Parent>() {
-        assert_eq!(format!("{parent:?}"), format!("http://{}", parent.authority));
+        assert_eq!(
+            format!("{parent:?}"),
+            format!("http://{}", parent.authority)
+        );
         let bare: Parent = format!("{parent:?}").parse().expect("a parent");
         assert_eq!((bare.authority, bare.credentials), (parent.authority, None));
     }

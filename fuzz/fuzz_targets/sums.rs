@@ -51,7 +51,8 @@ fuzz_target!(|data: &[u8]| {
         // The answer stands there, in a line with the name.
         let hex = digest.to_string();
         let stands = text.lines().any(|line| {
-            line.get(..64).is_some_and(|first| first.eq_ignore_ascii_case(&hex))
+            line.get(..64)
+                .is_some_and(|first| first.eq_ignore_ascii_case(&hex))
                 && line.trim_end_matches('\r').ends_with(name)
         });
         assert!(stands, "{name:?}: {hex}");

@@ -155,7 +155,12 @@ impl ServeArgs {
         if let Some(offline) = self.offline {
             args.push(format!("--offline={offline}").into());
         }
-        let mut add = |name: &str, value: OsString| args.extend([name.into(), value]);
+        // In one word: a host name may begin with a hyphen, as an option does.
+        let mut add = |name: &str, value: OsString| {
+            let mut word = OsString::from(format!("{name}="));
+            word.push(value);
+            args.push(word);
+        };
         if let Some(Size(bytes)) = self.max_size {
             add("--max-size", bytes.to_string().into());
         }
@@ -307,3 +312,34 @@ macro_rules! from_value_enum {
     )*};
 }
 from_value_enum!(LogFormat, Verify, ThirdParty, Republished);
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        serve: ServeArgs,
+    }
+
+    #[test]
+    fn what_is_handed_on_reads_as_the_same() {
+        let serve = ServeArgs {
+            offline: Some(true),
+            verify: Some(Verify::Signature),
+            tunnel: vec!["-a:1".parse().unwrap(), "*.b:*".parse().unwrap()],
+            intercept: vec!["--verify".parse().unwrap()],
+            connect_to: vec!["-a:1:b:2".parse().unwrap()],
+            hostname: vec!["-h".parse().unwrap()],
+            trusted_key: vec!["-k.asc".into()],
+            ..Default::default()
+        };
+        let words = [vec!["larder".into()], serve.to_args()].concat();
+        let line = Line::try_parse_from(words).unwrap();
+        assert_eq!(line.serve.wishes(), serve.wishes());
+    }
+}

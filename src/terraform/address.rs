@@ -73,7 +73,8 @@ impl Subject {
         if host != RELEASES {
             return None;
         }
-        let names = match product.strip_prefix(PROVIDER_PRODUCT) {
+        let provider = product.strip_prefix(PROVIDER_PRODUCT);
+        let names = match provider.filter(|name| !name.is_empty()) {
             Some(name) => vec![REGISTRY.to_owned(), "hashicorp".into(), name.to_lowercase()],
             None => vec![host, product.to_lowercase()],
         };
@@ -187,6 +188,10 @@ mod tests {
             (
                 "https://releases.hashicorp.com/terraform-provider-null/3.1.0/terraform-provider-null_3.1.0_linux_amd64.zip",
                 Some("registry.terraform.io/hashicorp/null@3.1.0/linux_amd64"),
+            ),
+            (
+                "https://releases.hashicorp.com/terraform-provider-/",
+                Some("releases.hashicorp.com/terraform-provider-"),
             ),
             ("https://releases.hashicorp.com/", None),
             (

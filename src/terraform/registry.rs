@@ -1,10 +1,9 @@
 //! Documents of the provider and module registry protocols and of the releases site.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer as _, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -48,8 +47,7 @@ impl Download {
             shasum: String,
             signing_keys: Option<Value>,
         }
-        let fields: Fields = serde_json::from_slice(body).map_err(|e| e.to_string())?;
-        fields.check_names()?;
+        each_field(body, |key, _| check_name(key)).map_err(|e| e.to_string())?;
         let raw: Raw = serde_json::from_slice(body).map_err(|e| e.to_string())?;
         let join = |reference: &str| {
             base.join(reference)
@@ -116,7 +114,6 @@ pub fn rewrite_download(
     body: &[u8],
     instead: impl Fn(&Url) -> Option<String>,
 ) -> Option<Vec<u8>> {
-    let Fields(fields) = serde_json::from_slice(body).ok()?;
     let replacement = |key: &str, value: &RawValue| {
         let ours = URL_KEYS.contains(&key);
         let reference: String = serde_json::from_str(value.get()).ok().filter(|_| ours)?;
@@ -125,71 +122,73 @@ pub fn rewrite_download(
     };
     let mut changed = false;
     let mut written = Vec::with_capacity(body.len());
-    for (key, value) in &fields {
+    let read = each_field(body, |key, value| {
         written.push(if written.is_empty() { b'{' } else { b',' });
-        serde_json::to_writer(&mut written, key).ok()?;
+        written.extend(json(key)?);
         written.push(b':');
         match replacement(key, value) {
             None => written.extend_from_slice(value.get().as_bytes()),
             Some(url) => {
-                serde_json::to_writer(&mut written, &url).ok()?;
+                written.extend(json(&url)?);
                 changed = true;
             }
         }
-    }
-    written.push(b'}');
-    changed.then_some(written)
-}
-
-/// The keys of an object in their order, each with its value as it stands there: a number keeps
-/// its digits, however many they are.
-struct Fields<'a>(Vec<(String, &'a RawValue)>);
-
-impl Fields<'_> {
-    /// Go reads keys whatever their case: a client must not find other URLs than larder does.
-    fn check_names(&self) -> Result<(), String> {
-        for (key, _) in &self.0 {
-            // Up and down: there is a long s, and a sign for Kelvin.
-            let folded = key.to_uppercase().to_lowercase();
-            let known = URL_KEYS.iter().chain(&["filename", "shasum"]);
-            if folded != *key && known.clone().any(|known| *known == folded) {
-                return Err(format!(
-                    "has a key {key:?}, which clients take for {folded}"
-                ));
-            }
-        }
         Ok(())
+    });
+    written.push(b'}');
+    (read.is_ok() && changed).then_some(written)
+}
+
+fn json(text: &str) -> Result<Vec<u8>, String> {
+    serde_json::to_vec(text).map_err(|e| e.to_string())
+}
+
+/// Go reads keys whatever their case: a client must not find other URLs than larder does.
+fn check_name(key: &str) -> Result<(), String> {
+    // Up and down: there is a long s, and a sign for Kelvin.
+    let folded = key.to_uppercase().to_lowercase();
+    let mut known = URL_KEYS.iter().chain(&["filename", "shasum"]);
+    match folded != key && known.any(|known| *known == folded) {
+        true => Err(format!(
+            "has a key {key:?}, which clients take for {folded}"
+        )),
+        false => Ok(()),
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
+/// Hands on the keys of an object in their order, each with its value as it stands there: a number
+/// keeps its digits, however many they are. Nothing is kept, since a document of megabytes would
+/// be a tree of hundreds.
+fn each_field<'a, F>(body: &'a [u8], each: F) -> serde_json::Result<()>
+where
+    F: FnMut(&str, &'a RawValue) -> Result<(), String>,
+{
+    struct Object<F>(F);
 
-        impl<'de> Visitor<'de> for Object {
-            type Value = Vec<(String, &'de RawValue)>;
+    impl<'de, F: FnMut(&str, &'de RawValue) -> Result<(), String>> Visitor<'de> for Object<F> {
+        type Value = ();
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-                let mut fields = Vec::new();
-                while let Some(field) = map.next_entry()? {
-                    fields.push(field);
-                }
-                Ok(fields)
-            }
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
         }
 
-        deserializer.deserialize_map(Object).map(Self)
+        fn visit_map<M: MapAccess<'de>>(mut self, mut map: M) -> Result<(), M::Error> {
+            while let Some((key, value)) = map.next_entry::<String, _>()? {
+                (self.0)(&key, value).map_err(M::Error::custom)?;
+            }
+            Ok(())
+        }
     }
+
+    let mut reader = serde_json::Deserializer::from_slice(body);
+    reader.deserialize_map(Object(each))?;
+    reader.end()
 }
 
 /// Whether `body` is a document of the kind that lies at `base`; the words say what is wrong.
 pub fn check(kind: Kind, base: &Url, body: &[u8]) -> Result<(), String> {
     match kind {
-        Kind::Discovery | Kind::ReleaseIndex | Kind::ModuleVersions => object(body).map(|_| ()),
+        Kind::Discovery | Kind::ReleaseIndex | Kind::ModuleVersions => object(body),
         Kind::VersionList => list(body, "versions"),
         Kind::Download => Download::parse(base, body).map(|_| ()),
         Kind::Sums => Sums::parse(body).map(|_| ()),
@@ -228,16 +227,22 @@ pub fn holds_signed_url(text: &[u8]) -> bool {
     })
 }
 
-/// The values stay text: a document of megabytes, of which this is asked, would be a tree of
-/// hundreds.
-fn object(body: &[u8]) -> Result<HashMap<String, &RawValue>, String> {
-    serde_json::from_slice(body).map_err(|e| format!("is no JSON object: {e}"))
+fn object(body: &[u8]) -> Result<(), String> {
+    each_field(body, |_, _| Ok(())).map_err(|e| format!("is no JSON object: {e}"))
 }
 
-fn list(body: &[u8], key: &str) -> Result<(), String> {
-    match object(body)?.get(key) {
-        Some(value) if value.get().starts_with('[') => Ok(()),
-        _ => Err(format!("has no list of {key}")),
+fn list(body: &[u8], wanted: &str) -> Result<(), String> {
+    let mut is_list = false;
+    let read = each_field(body, |key, value| {
+        if key == wanted {
+            is_list = value.get().starts_with('[');
+        }
+        Ok(())
+    });
+    read.map_err(|e| format!("is no JSON object: {e}"))?;
+    match is_list {
+        true => Ok(()),
+        false => Err(format!("has no list of {wanted}")),
     }
 }
 
@@ -340,6 +345,10 @@ mod tests {
             (Kind::VersionList, b"{\"versions\":{}}"),
             (Kind::VersionList, b"{}"),
             (Kind::Download, b"{}"),
+            (
+                Kind::Download,
+                br#"["a",null,null,"a","e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]"#,
+            ),
             (Kind::Download, br#"{"download_url":"a","shasum":"short"}"#),
             (
                 Kind::Download,
