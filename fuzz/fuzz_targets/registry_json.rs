@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 use larder::terraform::registry::{Download, check, holds_signed_url, rewrite_download};
 use larder::terraform::route::Kind;
 use larder::terraform::sums::Sums;
+use larder::terraform::versions::{Loss, listed, without};
 use libfuzzer_sys::fuzz_target;
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -24,6 +25,7 @@ const URL_KEYS: [&str; 3] = ["download_url", "shasums_url", "shasums_signature_u
 fuzz_target!(|data: &[u8]| {
     documents(data);
     download(data);
+    lists(data);
     if let Ok(text) = std::str::from_utf8(data) {
         signed_urls(text);
     }
@@ -52,6 +54,24 @@ fn documents(data: &[u8]) {
     );
     for kind in [Kind::Archive, Kind::Listing, Kind::Other] {
         assert!(ok(kind));
+    }
+}
+
+/// What is hidden is left out of a list, and nothing else.
+fn lists(data: &[u8]) {
+    let hides = |version: &str| version.len() % 2 == 1;
+    for kind in [Kind::VersionList, Kind::ReleaseIndex, Kind::Listing] {
+        let Some(all) = listed(kind, data) else {
+            continue;
+        };
+        assert_eq!(without(kind, data, |_| false, "why"), None);
+        let before = all.len();
+        let kept: Vec<_> = all.into_iter().filter(|one| !hides(&one.version)).collect();
+        match without(kind, data, hides, "why") {
+            Some(rest) => assert_eq!(listed(kind, &rest), Some(kept)),
+            None => assert_eq!(kept.len(), before),
+        }
+        assert_eq!(Loss::between(kind, data, data), None);
     }
 }
 
