@@ -172,19 +172,15 @@ impl Cache {
             return Ok(());
         }
         let modified = headers.and_then(modified);
-        let subjects = self.sources().subjects(archive);
-        let (claimed, mut outcome) = (subjects.len() > 1, Ok(()));
+        let mut subjects = self.sources().claimed_subjects(archive);
+        let claimed = !subjects.is_empty();
+        if !claimed {
+            subjects = self.sources().subjects(archive);
+        }
         // Several registries may name the same archive: it may be had as whatever one of them calls
         // it, since by the other names nobody gets so far.
-        let here = Subject::of_release(archive);
+        let mut outcome = Ok(());
         for subject in subjects {
-            if claimed
-                && here
-                    .as_ref()
-                    .is_some_and(|here| here.names == subject.names)
-            {
-                continue;
-            }
             outcome = match headers {
                 Some(_) => self.admit(&subject, modified).await,
                 // Its date comes with its bytes: until then the lists alone count.
@@ -194,6 +190,7 @@ impl Cache {
                 break;
             }
         }
+        let here = Subject::of_release(archive);
         // Nobody else's name makes good what is denied where it lies.
         if let (true, Some(here)) = (claimed, &here) {
             let policy = &self.sources().judge.policy;

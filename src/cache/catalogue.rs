@@ -58,6 +58,12 @@ impl Catalogue {
     pub fn learn(&self, document: &str, registry: &str, download: &Arc<Download>) {
         let mut inner = self.write();
         inner.drop_claim(document, &url_key(&download.archive));
+        let before = inner.documents.get(document);
+        let before = before.map(|(_, before)| before.archive.clone());
+        if let Some(plain) = before.filter(|before| before.scheme() != "https") {
+            // Nobody was told a path for it.
+            inner.drop_claim(document, &url_key(&plain));
+        }
         let mut download = Download::clone(download);
         download.keys = inner.interned(&download.keys);
         inner.add(document, registry, &Arc::new(download));
@@ -81,7 +87,22 @@ impl Catalogue {
         self.write().forget(document);
     }
 
-    /// Which documents name the archive.
+    /// Which documents name the archive now; where none does, those that did.
+    pub fn current_claims(&self, archive_key: &str) -> Vec<Claim> {
+        let all = self.claims(archive_key);
+        let inner = self.read();
+        let is_current = |claim: &&Claim| {
+            let now = inner.documents.get(&claim.document);
+            now.is_some_and(|(_, download)| url_key(&download.archive) == archive_key)
+        };
+        let current: Vec<Claim> = all.iter().filter(is_current).cloned().collect();
+        match current.is_empty() {
+            true => all,
+            false => current,
+        }
+    }
+
+    /// Which documents name the archive, or did when a client may have been told.
     pub fn claims(&self, archive_key: &str) -> Vec<Claim> {
         self.read()
             .archives

@@ -122,7 +122,7 @@ impl Sources {
         let key = url_key(archive);
         let mut words = Vec::new();
         let mut sums_urls: Vec<(Url, String)> = Vec::new();
-        for claim in self.metadata.catalogue().claims(&key) {
+        for claim in self.metadata.catalogue().current_claims(&key) {
             words.push(Word {
                 digest: claim.download.digest(),
                 origin: Origin::Document,
@@ -179,7 +179,7 @@ impl Sources {
     /// The names besides its URL under which the archive's digest is remembered: the versions of
     /// providers that it is of.
     pub fn names_in_ledger(&self, archive: &Url) -> Vec<String> {
-        let claims = self.metadata.catalogue().claims(&url_key(archive));
+        let claims = self.metadata.catalogue().current_claims(&url_key(archive));
         let mut names: Vec<String> = claims
             .iter()
             .filter_map(|claim| Subject::of_document(&Url::parse(&claim.document).ok()?)?.key())

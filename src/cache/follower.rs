@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use url::Url;
 
 use super::expect::Sources;
 use super::fill::{Fill, FollowGuard, Phase, Spill, State, vanished, visible};
@@ -33,12 +34,14 @@ pub struct Reader {
 
 enum From {
     Blob(Arc<File>),
-    Fill(Following),
+    Fill(Box<Following>),
     Upstream(Box<Direct>),
 }
 
 struct Following {
     fill: Arc<Fill>,
+    /// What the client asked for: another URL may have led to the same digest
+    own: Url,
     state: watch::Receiver<State>,
     file: Option<Arc<File>>,
     sources: Sources,
@@ -56,23 +59,24 @@ impl Reader {
         }
     }
 
-    /// Of a fill that has begun with `file`.
+    /// Of a fill that has begun with `file`, for a client that asked for `own`.
     pub fn of_fill(
         (fill, guard): (&Arc<Fill>, FollowGuard),
-        file: Option<Arc<File>>,
+        (file, own): (Option<Arc<File>>, Url),
         sources: Sources,
         upstream: Arc<Upstream>,
         (at, end): (u64, Option<u64>),
     ) -> Self {
         Self {
-            from: From::Fill(Following {
+            from: From::Fill(Box::new(Following {
                 state: fill.state(),
                 _guard: guard,
                 fill: fill.clone(),
+                own,
                 file,
                 sources,
                 upstream,
-            }),
+            })),
             at,
             end,
         }
@@ -98,7 +102,7 @@ impl Reader {
             }
             let until = match &mut self.from {
                 From::Blob(_) => self.end.unwrap_or(u64::MAX),
-                From::Fill(following) => match following.wait(self.at).await? {
+                From::Fill(following) => match following.wait_or_taint(self.at).await? {
                     Until::Byte(until) => until,
                     Until::End => return Ok(None),
                     Until::Spilled(spill) => {
@@ -120,12 +124,12 @@ impl Reader {
             };
             let until = self.end.map_or(until, |end| end.min(until));
             let file = match &self.from {
-                From::Blob(file) => file.clone(),
-                From::Fill(Following {
-                    file: Some(file), ..
-                }) => file.clone(),
-                _ => return Err(Error::new(Kind::Internal, "a fill grew without a file")),
+                From::Blob(file) => Some(file.clone()),
+                From::Fill(following) => following.file.clone(),
+                From::Upstream(_) => None,
             };
+            let file =
+                file.ok_or_else(|| Error::new(Kind::Internal, "a fill grew without a file"))?;
             let bytes = read(file, self.at, (until - self.at).min(CHUNK)).await?;
             self.at += bytes.len() as u64;
             return Ok(Some(bytes));
@@ -141,6 +145,14 @@ enum Until {
 }
 
 impl Following {
+    async fn wait_or_taint(&mut self, at: u64) -> Result<Until, Error> {
+        let outcome = self.wait(at).await;
+        if outcome.is_err() && at > 0 {
+            self.sources.taint(&self.own);
+        }
+        outcome
+    }
+
     /// Waits until there is more than `at`, or it is over.
     async fn wait(&mut self, at: u64) -> Result<Until, Error> {
         loop {

@@ -103,23 +103,30 @@ pub struct Vouched {
 }
 
 impl Sources {
+    /// What the archive is of, by the documents that name it.
+    pub fn claimed_subjects(&self, archive: &Url) -> Vec<Subject> {
+        let claims = self.metadata.catalogue().claims(&url_key(archive));
+        let documents = claims
+            .iter()
+            .filter_map(|claim| Url::parse(&claim.document).ok());
+        let mut subjects: Vec<Subject> = documents
+            .filter_map(|document| Subject::of_document(&document))
+            .collect();
+        subjects.sort();
+        subjects.dedup();
+        subjects
+    }
+
     /// What the archive is of, by the documents that name it and by its URL.
     pub fn subjects(&self, archive: &Url) -> Vec<Subject> {
-        let mut subjects: Vec<Subject> = self
-            .metadata
-            .catalogue()
-            .claims(&url_key(archive))
-            .iter()
-            .filter_map(|claim| Subject::of_document(&Url::parse(&claim.document).ok()?))
-            .chain(Subject::of_release(archive))
-            .collect();
+        let mut subjects = self.claimed_subjects(archive);
+        let here = Subject::of_release(archive);
+        subjects.extend(here.filter(|here| !subjects.contains(here)));
         if subjects.is_empty()
             && let Some(record) = self.store.record(&url_key(archive))
         {
             subjects.clone_from(&record.subjects);
         }
-        subjects.sort();
-        subjects.dedup();
         subjects
     }
 

@@ -234,7 +234,7 @@ struct Users {
     /// another.
     remembered: moka::future::Cache<[u8; 32], ()>,
     /// By address, and user (none: all of them)
-    failures: Cache<(IpAddr, Option<String>), Arc<AtomicU32>>,
+    failures: Cache<(IpAddr, Option<Digest>), Arc<AtomicU32>>,
     waiting_of: Cache<IpAddr, Arc<AtomicU32>>,
     hashes: Arc<Semaphore>,
     waiting: Semaphore,
@@ -325,19 +325,15 @@ impl Users {
         password: String,
     ) -> Result<(), Error> {
         let from = network(ip);
-        let by_user = self
-            .failures
-            .get_with((from, Some(user.clone())), Arc::default);
         let by_all = self.failures.get_with((from, None), Arc::default);
+        if by_all.load(Ordering::Relaxed) >= ALL_FAILURES {
+            return Err(too_many());
+        }
+        let named = Digest::of(user.as_bytes());
+        let by_user = self.failures.get_with((from, Some(named)), Arc::default);
         let guessed = || {
             by_user.load(Ordering::Relaxed) >= FAILURES
                 || by_all.load(Ordering::Relaxed) >= ALL_FAILURES
-        };
-        let too_many = || {
-            Error::new(
-                Kind::TooManyGuesses,
-                "too many wrong passwords from this address; wait a minute",
-            )
         };
         if guessed() {
             return Err(too_many());
@@ -355,6 +351,9 @@ impl Users {
         let known = hashes.get(&user).cloned();
         // An unknown user takes as long as a known one.
         let stand_in = hashes.values().next().cloned().unwrap_or_default();
+        // Counted before, since a client may be gone after.
+        by_user.fetch_add(1, Ordering::Relaxed);
+        by_all.fetch_add(1, Ordering::Relaxed);
         let right = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             let hash = known.as_deref().unwrap_or(&stand_in);
@@ -362,10 +361,10 @@ impl Users {
             right && known.is_some()
         });
         if right.await.unwrap_or(false) {
+            by_user.fetch_sub(1, Ordering::Relaxed);
+            by_all.fetch_sub(1, Ordering::Relaxed);
             return Ok(());
         }
-        by_user.fetch_add(1, Ordering::Relaxed);
-        by_all.fetch_add(1, Ordering::Relaxed);
         METRICS.failed_logins.inc();
         tracing::warn!(client = %ip, "a login to the proxy failed");
         Err(Error::new(
@@ -417,6 +416,13 @@ impl Users {
         let table = self.table.lock().unwrap_or_else(|e| e.into_inner());
         (table.hashes.clone(), table.generation)
     }
+}
+
+fn too_many() -> Error {
+    Error::new(
+        Kind::TooManyGuesses,
+        "too many wrong passwords from this address; wait a minute",
+    )
 }
 
 /// A place among the credentials of one address that wait.

@@ -104,7 +104,7 @@ impl Answer {
         answer.proxy_status(&format!(
             "error={}; details={}",
             error.kind().token(),
-            sf_string(&error.to_string())
+            sf_string(&error.to_string().chars().take(1024).collect::<String>())
         ));
         if matches!(
             error.kind(),
@@ -131,7 +131,9 @@ impl Answer {
     }
 
     fn reason(&mut self, error: &Error) {
-        let words = printable(&format!("larder: {error}"));
+        let mut words = printable(&format!("larder: {error}"));
+        // Some clients take no longer head than 16 KiB.
+        words.truncate(1024);
         if let Ok(reason) = ReasonPhrase::try_from(words.into_bytes()) {
             self.response.extensions_mut().insert(reason);
         }

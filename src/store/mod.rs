@@ -277,7 +277,10 @@ impl Store {
             }
         }
         if let Some(blob) = inner.blobs.get_mut(&digest) {
-            blob.record = record.clone();
+            // Each name has its own record; that of the first one speaks for the bytes.
+            if blob.keys.first().is_none_or(|first| first == key) {
+                blob.record = record.clone();
+            }
             if !blob.keys.iter().any(|k| k == key) {
                 blob.keys.push(key.to_owned());
             }

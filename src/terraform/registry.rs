@@ -60,6 +60,13 @@ impl Download {
                 .transpose()
         };
         let archive = optional(Some(raw.download_url))?.ok_or("has no download_url")?;
+        let named = super::route::route(archive.path());
+        if !matches!(named, Kind::Archive | Kind::Other | Kind::Listing) {
+            return Err(format!(
+                "names as its archive what is a document: {}",
+                archive.path()
+            ));
+        }
         let shasum: Digest = raw.shasum.parse().map_err(|e| format!("shasum is {e}"))?;
         Ok(Self {
             filename: raw
@@ -353,6 +360,10 @@ mod tests {
             (
                 Kind::Download,
                 br#"{"download_url":"","shasum":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}"#,
+            ),
+            (
+                Kind::Download,
+                br#"{"download_url":"/v1/providers/a/b/versions","shasum":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}"#,
             ),
             (Kind::Sums, b"<html>"),
             (Kind::Signature, b""),

@@ -74,8 +74,9 @@ impl Asking {
                 )
             })?;
             (url, kind) = (named.url, named.kind);
-        } else if !metadata.catalogue().claims(&url_key(&url)).is_empty() {
-            // Whatever its name looks like: a document says that it is an archive.
+        } else if kind == Kind::Other && !metadata.catalogue().claims(&url_key(&url)).is_empty() {
+            // Whatever its name looks like: a document says that it is an archive. But what the
+            // protocols name is what they say, whoever claims it.
             kind = Kind::Archive;
         }
         let elsewhere = path.starts_with(OWN_PREFIX);
@@ -221,13 +222,22 @@ impl Asking {
                     _ => ("fwd=miss; stored", true),
                 };
                 let (sources, upstream) = (cache.sources().clone(), cache.upstream.clone());
+                let own = url.clone();
                 let (at_fill, file) = ((&fill, guard), head.file.clone());
                 let response = archive(
                     &self.parts.method,
                     &asked,
                     head.headers.clone(),
                     length,
-                    |at, end| reading(Reader::of_fill(at_fill, file, sources, upstream, (at, end))),
+                    |at, end| {
+                        reading(Reader::of_fill(
+                            at_fill,
+                            (file, own),
+                            sources,
+                            upstream,
+                            (at, end),
+                        ))
+                    },
                 );
                 let mut answer = Answer::new(response, if joined { "collapsed" } else { "miss" });
                 answer.cache_status(&format!("{words}{collapsed}"));
