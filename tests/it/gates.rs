@@ -157,3 +157,70 @@ async fn where_rules_are_set_no_document_leads_past_them() {
         assert!(got.status < 400, "{} {}", got.status, got.text());
     }
 }
+
+#[tokio::test]
+async fn no_document_makes_an_archive_of_a_document() {
+    let upstream = Upstream::start();
+    let release = Release::new("hashicorp", "thing", "1.0.0");
+    release.publish(&upstream);
+    let path = "/v1/providers/evil/thing/1.0.0/download/linux/amd64";
+    let larder = Setup::new(&upstream).start().await;
+    let client = larder.client();
+    for url in [
+        release.versions_url(),
+        release.document_url(),
+        release.sums_url(),
+    ] {
+        let claim = registry_json(&json!({
+            "os": "linux", "arch": "amd64", "filename": "x.zip", "protocols": ["5.0"],
+            "download_url": url, "shasum": sha256(b"other bytes"),
+        }));
+        upstream.route(OPENTOFU, path, claim);
+        let claimed = client.get(&format!("https://{OPENTOFU}{path}")).await;
+        claimed.assert_refused(502);
+        let got = client.get(&url).await;
+        assert!(
+            got.succeeded() && got.status == 200,
+            "{url}: {}",
+            got.status
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_another_urls_fetch_left_is_not_completed_by_a_range() {
+    let upstream = Upstream::start();
+    let product = Product::new("terraform", "1.9.9");
+    product.publish(&upstream);
+    let evil = noise(product.archive.len(), "evil");
+    let path = "/v1/providers/evil/thing/1.0.0/download/linux/amd64";
+    let claim = registry_json(&json!({
+        "os": "linux", "arch": "amd64", "filename": "evil.zip", "protocols": ["5.0"],
+        "download_url": format!("https://{OPENTOFU}/files/evil.zip"),
+        "shasum": sha256(&product.archive),
+    }));
+    upstream.route(OPENTOFU, path, claim);
+    let tap = Tap::at(evil.len() as u64 / 2);
+    let reply = Reply::archive(evil).tapped(&tap);
+    upstream.route(OPENTOFU, "/files/evil.zip", reply);
+    let larder = Setup::new(&upstream).start().await;
+    let client = larder.client();
+    let sums = format!("https://{RELEASES}{}", product.sums_path());
+    client.get(&sums).await.assert_is(&product.sums);
+    client.get(&format!("https://{OPENTOFU}{path}")).await;
+    let mut first = client
+        .stream(&format!("https://{OPENTOFU}/files/evil.zip"))
+        .await;
+    first.at_least(1).await;
+    let mut victim = client.stream(&product.archive_url()).await;
+    let begun = victim.at_least(1).await;
+    tap.open();
+    let cut = victim.finish_after(begun).await;
+    assert!(!cut.succeeded());
+    let rest = format!("bytes={}-", cut.body.len());
+    let got = client
+        .get_with(&product.archive_url(), &[("Range", &rest)])
+        .await;
+    // The whole, since what the client has was never verified.
+    got.assert_is(&product.archive);
+}
