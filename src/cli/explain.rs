@@ -24,10 +24,13 @@ pub struct Args {
     /// As JSON
     #[arg(long)]
     json: bool,
+    /// The rules and keys that the server was started with
+    #[command(flatten)]
+    serve: ServeArgs,
 }
 
 pub fn main(common: &CommonArgs, args: &Args) -> Result<ExitCode, Exit> {
-    let config = Config::settle(common, &ServeArgs::default())?;
+    let config = Config::settle(common, &args.serve)?;
     let platform = args.platform.clone().unwrap_or_else(this_platform);
     let runtime = super::runtime()?;
     let explained = runtime.block_on(async {
