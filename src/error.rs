@@ -27,6 +27,8 @@ pub enum Kind {
     Withheld,
     /// The proxy's user did not say who they are, or wrongly.
     Unauthenticated,
+    /// Whoever asks for a page did not say who they are, or wrongly.
+    Unauthorized,
     /// Too many wrong passwords.
     TooManyGuesses,
     /// The address that a name resolved to must not be connected to.
@@ -89,6 +91,7 @@ impl Kind {
             Self::Denied | Self::Policy | Self::ProhibitedAddress => StatusCode::FORBIDDEN,
             // Clients take 403 for missing credentials, and 404 for a wrong name, and say so.
             Self::Withheld => StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Unauthenticated => StatusCode::PROXY_AUTHENTICATION_REQUIRED,
             Self::TooManyGuesses => StatusCode::TOO_MANY_REQUESTS,
             Self::NotFound => StatusCode::NOT_FOUND,
@@ -114,6 +117,7 @@ impl Kind {
             | Self::Policy
             | Self::Withheld
             | Self::Unauthenticated
+            | Self::Unauthorized
             | Self::TooManyGuesses => "http_request_denied",
             Self::ProhibitedAddress => "destination_ip_prohibited",
             Self::Offline => "destination_unavailable",

@@ -9,6 +9,8 @@ pub mod explain;
 pub mod fill;
 pub mod follower;
 pub mod metadata;
+pub mod mirror;
+pub mod services;
 mod shelf;
 pub mod sightings;
 pub mod trust;

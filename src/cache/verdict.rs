@@ -220,5 +220,6 @@ pub fn record(
         verified: now.unwrap_or_default().as_secs(),
         signature,
         subjects,
+        h1: None,
     }
 }

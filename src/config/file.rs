@@ -14,7 +14,9 @@ use super::args::{CommonArgs, ServeArgs, Verify};
 use super::limits::Limits;
 use super::policy::{Pattern, Policy, Rules, VerifyRule};
 use super::values::{Authority, Period, Secret, Size};
-use super::{Config, DEFAULT_INTERCEPT, DEFAULT_LISTEN, absolute, default_data_dir};
+use super::{
+    Config, DEFAULT_INTERCEPT, DEFAULT_LISTEN, PrivateRegistry, absolute, default_data_dir,
+};
 use crate::error::Exit;
 
 /// A version list that lost most of its versions is not believed for so long.
@@ -62,6 +64,16 @@ pub struct File {
     upstream_proxy: Option<String>,
     drain_timeout: Option<String>,
     hostname: Option<OneOrMore>,
+    registry: Option<Vec<RegistryTable>>,
+    mirror_hosts: Option<OneOrMore>,
+    redirect: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RegistryTable {
+    host: String,
+    dir: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -152,6 +164,12 @@ impl File {
                 intercept.push(more);
             }
         }
+        let registries = self.registries()?;
+        for registry in &registries {
+            if !intercept.contains(&registry.host) {
+                intercept.push(registry.host.clone());
+            }
+        }
         let upstream_ca = paths(&serve.upstream_ca, &self.upstream_ca);
         let path = |given: &Option<PathBuf>, own: &Option<PathBuf>| {
             given.as_ref().or(own.as_ref()).map(|path| absolute(path))
@@ -224,7 +242,42 @@ impl File {
             }
             .map_or(Duration::from_secs(10), |time| time.0),
             hostnames: self.many("hostname", &serve.hostname, &self.hostname)?,
+            registries,
+            mirror_hosts: Tunnels::new(self.many("mirror_hosts", &[], &self.mirror_hosts)?)
+                .map_err(|e| Exit::usage(format!("mirror_hosts: {e}")))?,
+            redirect: self.one("redirect", &self.redirect)?.unwrap_or_default(),
         })
+    }
+
+    fn registries(&self) -> Result<Vec<PrivateRegistry>, Exit> {
+        let mut registries: Vec<PrivateRegistry> = Vec::new();
+        for table in self.registry.iter().flatten() {
+            let host: Authority = self.value("registry.host", &table.host)?;
+            let dir = absolute(&table.dir);
+            if registries.iter().any(|other| other.host == host) {
+                return Err(Exit::usage(format!(
+                    "config file {}: key `registry`: {} is there twice; one folder serves a host",
+                    self.path.display(),
+                    table.host
+                )));
+            }
+            if DEFAULT_INTERCEPT.contains(&host.in_https_url().as_str()) {
+                return Err(Exit::usage(format!(
+                    "config file {}: key `registry`: {} is a public host; name one of your own",
+                    self.path.display(),
+                    table.host
+                )));
+            }
+            if !dir.is_dir() {
+                return Err(Exit::usage(format!(
+                    "config file {}: key `registry`: {} is no folder; make it, or name another one",
+                    self.path.display(),
+                    dir.display()
+                )));
+            }
+            registries.push(PrivateRegistry { host, dir });
+        }
+        Ok(registries)
     }
 
     fn policy(&self, given: Option<Verify>) -> Result<Policy, Exit> {

@@ -57,6 +57,40 @@ pub struct Config {
     pub upstream_proxy: Option<Parent>,
     pub drain_timeout: Duration,
     pub hostnames: Vec<HostName>,
+    pub registries: Vec<PrivateRegistry>,
+    /// The registries that larder asks for whoever names them in a path
+    pub mirror_hosts: Tunnels,
+    /// What clients of the mirror get for an archive that is not held
+    pub redirect: Redirect,
+}
+
+/// A folder of releases that answers as a registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrivateRegistry {
+    pub host: Authority,
+    pub dir: PathBuf,
+}
+
+/// What clients of the mirror get for an archive that is not held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Redirect {
+    /// Its bytes, as they come
+    #[default]
+    Never,
+    /// 307 to the origin, while it is fetched for the next one
+    Temporary,
+}
+
+impl std::str::FromStr for Redirect {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "never" => Ok(Self::Never),
+            "307" => Ok(Self::Temporary),
+            _ => Err("unknown; write \"307\" or \"never\"".into()),
+        }
+    }
 }
 
 impl Config {
@@ -106,6 +140,23 @@ impl Config {
             "hostname" => self.hostnames.iter().any(|name| value == name.as_str()),
             _ => false,
         }
+    }
+
+    /// The private registry of that host.
+    pub fn registry(&self, host: &Authority) -> Option<&PrivateRegistry> {
+        self.registries
+            .iter()
+            .find(|registry| registry.host == *host)
+    }
+
+    /// The private registry that a client means who reached larder as `named`. A host without a port
+    /// goes by its name on any port.
+    pub fn registry_reached_as(&self, named: &Authority) -> Option<&PrivateRegistry> {
+        let by_name = |registry: &&PrivateRegistry| {
+            registry.host.port == 443 && registry.host.host == named.host
+        };
+        self.registry(named)
+            .or_else(|| self.registries.iter().find(by_name))
     }
 
     /// Whether nobody but this machine's users can reach the listeners.

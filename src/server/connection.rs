@@ -65,6 +65,8 @@ pub struct Peer {
     pub standing: Standing,
     /// Whether it presented a client certificate
     pub certified: bool,
+    /// Whether it came by TLS to larder's own name
+    pub tls: bool,
 }
 
 /// A connection that was accepted.
@@ -84,6 +86,7 @@ pub async fn handle(
         _place: Arc::new(place),
         standing: entrance.server.access.standing(addr.ip()),
         certified: false,
+        tls: false,
         entrance,
     };
     let role = match peer.standing {
@@ -201,7 +204,12 @@ async fn accept_tls(peer: Peer, stream: impl Stream, connect: Option<Authority>,
     };
     if let Ok(Some((tls, role, certified))) = done {
         let certified = certified || peer.certified;
-        serve(Peer { certified, ..peer }, tls, role).await;
+        let tls_peer = Peer {
+            certified,
+            tls: true,
+            ..peer
+        };
+        serve(tls_peer, tls, role).await;
     }
 }
 

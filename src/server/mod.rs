@@ -12,6 +12,7 @@ mod proxy;
 mod relay;
 mod respond;
 mod tunnel;
+mod users;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

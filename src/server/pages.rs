@@ -5,16 +5,34 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::connection::Peer;
-use super::control;
 use super::respond::{Answer, full};
+use super::{control, origin};
 use crate::error::{Error, Kind};
 use crate::telemetry::METRICS;
+use crate::terraform::route::OWN_PREFIX;
 
 /// Answers a request for a page of larder itself.
 pub async fn answer(peer: &Peer, request: Request<Incoming>) -> Answer {
     let path = request.uri().path().to_owned();
     if path.starts_with("/api/v1/") {
         return control::answer(peer, request).await;
+    }
+    if path.starts_with("/registry/") {
+        let answer = origin::registry_by_name(peer, request).await;
+        return answer.unwrap_or_else(|e| Answer::error(&e));
+    }
+    if path.starts_with("/mirror/") {
+        let answer = origin::mirror(peer, request).await;
+        return answer.unwrap_or_else(|e| Answer::error(&e));
+    }
+    let of_registry = ["/.well-known/terraform.json", "/v1/", OWN_PREFIX];
+    let mut request = request;
+    if of_registry.iter().any(|prefix| path.starts_with(prefix)) {
+        match origin::private_registry(peer, request).await {
+            Ok(answer) => return answer.unwrap_or_else(|e| Answer::error(&e)),
+            // There is none of that name.
+            Err(back) => request = back,
+        }
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let words = format!("{path} can only be read; use GET");

@@ -225,7 +225,7 @@ fn parse_connect(request: &Request<Incoming>) -> Result<Authority, Error> {
 }
 
 /// The rule for intercepted hosts; ports and addresses are judged where they are dialled.
-fn judge(peer: &Peer, authority: &Authority) -> Result<(), Error> {
+pub fn judge(peer: &Peer, authority: &Authority) -> Result<(), Error> {
     let server = &peer.entrance.server;
     if server.is_intercepted_host(&authority.host) {
         return Err(Error::new(

@@ -35,33 +35,45 @@ pub async fn pass(
     url: &Url,
     body: RequestBody,
 ) -> Result<Answer, Error> {
+    let headers = forwarded(&parts.headers);
+    if matches!(parts.method, Method::GET | Method::HEAD) {
+        return pass_with(upstream, parts, url, headers).await;
+    }
     if upstream.is_offline() {
         return Err(offline(url));
     }
-    let headers = forwarded(&parts.headers);
-    let plain = matches!(parts.method, Method::GET | Method::HEAD);
-    let response = if plain {
-        let ask = Ask {
-            method: parts.method.clone(),
-            url,
-            headers,
-            deadline: Instant::now() + PASS_DEADLINE,
-            patience: PASS_DEADLINE,
-            follow: false,
-            purpose: "pass",
-        };
-        upstream.ask(&ask).await?
-    } else {
-        let mut request = Request::new(body);
-        *request.method_mut() = parts.method.clone();
-        *request.uri_mut() = url
-            .as_str()
-            .parse()
-            .map_err(|_| Error::new(ErrorKind::BadRequest, "the URL cannot be asked for"))?;
-        *request.headers_mut() = headers;
-        let deadline = Instant::now() + PASS_WITH_BODY_DEADLINE;
-        upstream.send(request, deadline, "pass").await?
+    let mut request = Request::new(body);
+    *request.method_mut() = parts.method.clone();
+    *request.uri_mut() = url
+        .as_str()
+        .parse()
+        .map_err(|_| Error::new(ErrorKind::BadRequest, "the URL cannot be asked for"))?;
+    *request.headers_mut() = headers;
+    let deadline = Instant::now() + PASS_WITH_BODY_DEADLINE;
+    let response = upstream.send(request, deadline, "pass").await?;
+    Ok(relay(response, url, "fwd=bypass"))
+}
+
+/// Passes a GET or HEAD on with those headers.
+pub async fn pass_with(
+    upstream: &Arc<Upstream>,
+    parts: &Parts,
+    url: &Url,
+    headers: HeaderMap,
+) -> Result<Answer, Error> {
+    if upstream.is_offline() {
+        return Err(offline(url));
+    }
+    let ask = Ask {
+        method: parts.method.clone(),
+        url,
+        headers,
+        deadline: Instant::now() + PASS_DEADLINE,
+        patience: PASS_DEADLINE,
+        follow: false,
+        purpose: "pass",
     };
+    let response = upstream.ask(&ask).await?;
     Ok(relay(response, url, "fwd=bypass"))
 }
 

@@ -14,7 +14,7 @@ use hyper::body::{Body as _, Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
 use hyper::header::{
     ACCEPT_RANGES, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName,
-    HeaderValue, PROXY_AUTHENTICATE, VIA,
+    HeaderValue, PROXY_AUTHENTICATE, VIA, WWW_AUTHENTICATE,
 };
 use hyper::{Method, Response, StatusCode};
 
@@ -114,6 +114,9 @@ impl Answer {
         }
         if error.kind() == Kind::Unauthenticated {
             answer.header(PROXY_AUTHENTICATE, "Basic realm=\"larder\"");
+        }
+        if error.kind() == Kind::Unauthorized {
+            answer.header(WWW_AUTHENTICATE, "Basic realm=\"larder\"");
         }
         if error.kind() == Kind::BadRequest {
             // What else is on this connection is not to be trusted.

@@ -4,6 +4,7 @@
 //! budget; what was used longest ago makes room.
 
 mod check;
+mod h1;
 pub mod index;
 mod ledger;
 mod listing;
@@ -45,6 +46,8 @@ pub struct Store {
     read_only: bool,
     /// What names once stood for, also where it was evicted
     pub ledger: Ledger,
+    /// To whoever computes h1 hashes; none for commands that only look
+    h1s: Option<h1::Queue>,
     /// Guards the maps and the names on disk that they mirror.
     inner: Mutex<Inner>,
 }
@@ -97,6 +100,7 @@ impl Store {
             }
         };
         METRICS.stored_bytes.set(inner.stored as i64);
+        let (queue, waiting) = h1::queue();
         let this = Self {
             cache,
             tmp,
@@ -105,10 +109,13 @@ impl Store {
             temporary: AtomicU64::new(0),
             read_only: false,
             ledger: Ledger::open(data_dir).map_err(|e| broken(&data_dir.join("seen"), e))?,
+            h1s: Some(queue),
             inner: Mutex::new(inner),
         };
         this.gc(Some(budget), None);
-        Ok(Arc::new(this))
+        let this = Arc::new(this);
+        h1::work(&this, waiting);
+        Ok(this)
     }
 
     /// The store as it is, for reading alone: nothing is mended, made or removed. Whoever has the
@@ -122,6 +129,7 @@ impl Store {
             temporary: AtomicU64::new(0),
             read_only: true,
             ledger: Ledger::peek(data_dir),
+            h1s: None,
             inner: Mutex::new(load(&cache, false)),
             cache,
         })
@@ -235,6 +243,7 @@ impl Store {
                 let _ = fs::remove_file(&path);
             }
         }
+        self.want_h1(digest);
         named
     }
 
@@ -247,9 +256,10 @@ impl Store {
     /// Lets a further key name a held blob.
     pub fn name(&self, key: &str, digest: Digest, record: &Arc<Record>) -> io::Result<()> {
         let mut inner = self.lock();
-        let Some(size) = inner.blobs.get(&digest).map(|blob| blob.size) else {
+        let Some(blob) = inner.blobs.get(&digest) else {
             return Ok(());
         };
+        let (size, record) = (blob.size, &h1::with_h1(record, blob.h1.as_ref()));
         let opts = cacache::WriteOpts::new()
             .integrity(digest.to_integrity())
             .size(size as usize)

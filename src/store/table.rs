@@ -36,6 +36,8 @@ pub(super) struct Blob {
     pub touched: SystemTime,
     /// The file as it was when its digest was last found right.
     pub checked: Option<Stamp>,
+    /// The hash of what it unpacks to, once that is known; empty where it has none
+    pub h1: Option<String>,
 }
 
 /// What changes when somebody else writes to a file.
@@ -70,6 +72,7 @@ impl Inner {
                 used,
                 touched: used,
                 checked: None,
+                h1: None,
             };
             self.blobs.insert(digest, blob);
         }
@@ -181,6 +184,7 @@ pub(super) fn load(cache: &Path, mend: bool) -> Inner {
         for entry in named {
             if let Some(blob) = inner.blobs.get_mut(&digest) {
                 blob.keys.push(entry.key.clone());
+                blob.h1 = blob.h1.take().or_else(|| entry.record.h1.clone());
             }
             inner.keys.insert(entry.key, (digest, entry.record));
         }

@@ -1,7 +1,9 @@
 //! What the documents of the Terraform and OpenTofu ecosystem mean: pure functions on bytes.
 
 pub mod address;
+pub mod dirhash;
 pub mod lock;
+pub mod own;
 pub mod registry;
 pub mod route;
 pub mod signature;

@@ -146,6 +146,39 @@ pub fn rewrite_download(
     (read.is_ok() && changed).then_some(written)
 }
 
+/// Where the service `id` (`providers.v1`) lies by the discovery document at `base`; none where the
+/// host does not offer it. Always with a slash at the end.
+///
+/// Remote service discovery: <https://developer.hashicorp.com/terraform/internals/remote-service-discovery>
+pub fn service_url(base: &Url, body: &[u8], id: &str) -> Result<Option<Url>, String> {
+    let document: serde_json::Map<String, Value> =
+        serde_json::from_slice(body).map_err(|e| format!("is no discovery document: {e}"))?;
+    let Some(reference) = document.get(id) else {
+        return Ok(None);
+    };
+    let reference = reference.as_str();
+    let reference = reference.ok_or_else(|| format!("says of {id} what is no URL"))?;
+    let url = base.join(reference);
+    let mut url = url.map_err(|e| format!("names for {id} a URL that is none: {e}"))?;
+    if url.scheme() != "https" || !url.username().is_empty() || url.password().is_some() {
+        return Err(format!("names for {id} a URL that is not https"));
+    }
+    url.set_query(None);
+    url.set_fragment(None);
+    if !url.path().ends_with('/') {
+        let path = format!("{}/", url.path());
+        url.set_path(&path);
+    }
+    Ok(Some(url))
+}
+
+/// The source in `X-Terraform-Get` or `location` of a module's download at `base`, where it is a
+/// path: as an absolute URL. What begins otherwise is an address of its own.
+pub fn module_location(base: &Url, location: &str) -> Option<Url> {
+    let is_path = ["/", "./", "../"].iter().any(|p| location.starts_with(p));
+    is_path.then(|| base.join(location).ok())?
+}
+
 fn json(text: &str) -> Result<Vec<u8>, String> {
     serde_json::to_vec(text).map_err(|e| e.to_string())
 }
@@ -341,6 +374,35 @@ mod tests {
             let why = Download::parse(&base(), body.as_bytes()).unwrap_err();
             assert!(why.contains("clients"), "{why}");
         }
+    }
+
+    #[test]
+    fn services_are_found_where_the_document_says() {
+        let base = Url::parse("https://r.example/.well-known/terraform.json").unwrap();
+        let body = br#"{"providers.v1":"/api/p","modules.v1":"https://m.example/v1/","x":{"a":1},"plain.v1":"http://r.example/"}"#;
+        let url = |id| service_url(&base, body, id).map(|url| url.map(String::from));
+        assert_eq!(
+            url("providers.v1"),
+            Ok(Some("https://r.example/api/p/".into()))
+        );
+        assert_eq!(url("modules.v1"), Ok(Some("https://m.example/v1/".into())));
+        assert_eq!(url("login.v1"), Ok(None));
+        assert!(url("x").is_err() && url("plain.v1").is_err());
+        assert!(service_url(&base, b"[]", "x").is_err());
+    }
+
+    #[test]
+    fn only_paths_are_resolved() {
+        let base = Url::parse("https://r.example/v1/modules/a/b/c/1.0.0/download").unwrap();
+        let at = |location| module_location(&base, location).map(String::from);
+        let own = "https://r.example/v1/modules/a/b/c/1.0.0/x.tgz";
+        assert_eq!(at("./x.tgz").as_deref(), Some(own));
+        assert_eq!(
+            at("/x.tgz?archive=tar.gz").as_deref(),
+            Some("https://r.example/x.tgz?archive=tar.gz")
+        );
+        assert_eq!(at("git::https://g.example/a"), None);
+        assert_eq!(at("https://g.example/a"), None);
     }
 
     #[test]

@@ -2,11 +2,15 @@
 
 use std::time::SystemTime;
 
-use hyper::header::{AGE, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderValue, LAST_MODIFIED};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::header::{
+    AGE, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED,
+};
 use hyper::{Method, Response, StatusCode};
+use serde_json::Value;
 use url::Url;
 
-use super::{Asking, failed_upstream, is_failure, wants_reload};
+use super::{Asking, Way, failed_upstream, is_failure, wants_reload};
 use crate::cache::catalogue::own_path;
 use crate::cache::document::Document;
 use crate::cache::metadata::{Answer as Found, How, Wish};
@@ -14,13 +18,16 @@ use crate::config::{Authority, ThirdParty};
 use crate::digest::Digest;
 use crate::error::{Error, Kind as ErrorKind};
 use crate::server::conditional::not_modified;
-use crate::server::relay::forwarded_without_ranges;
+use crate::server::relay::{self, forwarded_without_ranges};
 use crate::server::respond::{Answer, Body, full, nothing, sf_string};
 use crate::terraform::address::Subject;
-use crate::terraform::registry::{Download, rewrite_download};
+use crate::terraform::registry::{Download, module_location, rewrite_download};
 use crate::terraform::route::Kind;
 use crate::terraform::versions;
 use crate::upstream::{no_body, shown_url};
+
+/// Where a module lies (module registry protocol).
+const TERRAFORM_GET: HeaderName = HeaderName::from_static("x-terraform-get");
 
 impl Asking {
     pub(super) async fn document(&self, url: &Url, kind: Kind) -> Result<Answer, Error> {
@@ -137,6 +144,34 @@ impl Asking {
         Ok(answer)
     }
 
+    /// A document that a client's own credentials brought by larder's own pages: its URLs must lead
+    /// to where they did, since the client knows no other address than larder's.
+    pub(super) async fn private_document(&self, url: &Url, kind: Kind) -> Result<Answer, Error> {
+        let asked = forwarded_without_ranges(&self.parts.headers);
+        let upstream = &self.peer.entrance.server.cache.upstream;
+        let mut answer = relay::pass_with(upstream, &self.parts, url, asked).await?;
+        if let Some(location) = self.moved_location(url, answer.response.headers()) {
+            answer
+                .response
+                .headers_mut()
+                .insert(TERRAFORM_GET, location);
+        }
+        if kind != Kind::Download || !answer.response.status().is_success() {
+            return Ok(answer);
+        }
+        let (mut parts, body) = answer.response.into_parts();
+        let limit = self.peer.entrance.server.config.limits.metadata_bytes;
+        let body = Limited::new(body, limit).collect().await;
+        let body = body.map_err(|_| unfit_answer(url))?.to_bytes();
+        let absolute = rewrite_download(url, &body, |named| Some(named.to_string()));
+        let body = absolute.map_or(body, Into::into);
+        parts
+            .headers
+            .insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        answer.response = Response::from_parts(parts, full(body));
+        Ok(answer)
+    }
+
     /// A version list without what users may not have, if that is anything.
     ///
     /// # Errors
@@ -167,8 +202,13 @@ impl Asking {
     async fn present(&self, document: &Document, url: &Url) -> Result<Response<Body>, Error> {
         let mut headers = document.headers.clone();
         let mut body = document.body.clone();
+        if let Some(location) = self.moved_location(&document.base, &headers) {
+            headers.insert(TERRAFORM_GET, location);
+        }
         let filtered = self.filtered(document, url).await?;
-        if let Some(rewritten) = filtered.or_else(|| self.rewritten(document)) {
+        let rewritten = filtered.or_else(|| self.rewritten(document));
+        let rewritten = rewritten.or_else(|| self.moved_body(document));
+        if let Some(rewritten) = rewritten {
             let etag = format!("\"larder-{}\"", Digest::of(&rewritten).short(32));
             body = rewritten.into();
             for name in ["content-md5", "digest", "content-digest", "repr-digest"] {
@@ -205,18 +245,57 @@ impl Asking {
         Ok(response)
     }
 
-    /// A download document whose URLs elsewhere lead through this registry host.
+    /// A download document whose URLs lead through larder, by the address that this client knows.
     fn rewritten(&self, document: &Document) -> Option<Vec<u8>> {
         document.download.as_ref()?;
-        let server = &self.peer.entrance.server;
-        if server.config.third_party != ThirdParty::Rewrite {
+        let config = &self.peer.entrance.server.config;
+        let third_parties = config.third_party == ThirdParty::Rewrite;
+        let is_intercepted = |a: &Authority| self.peer.entrance.server.is_intercepted(a);
+        rewrite_download(&document.base, &document.body, |url| {
+            let authority = Authority::of(url).filter(|_| url.scheme() == "https")?;
+            match (&self.way, is_intercepted(&authority)) {
+                (Way::Intercepted, false) if third_parties => {
+                    let here = self.authority.in_https_url();
+                    Some(format!("https://{here}{}", own_path(url)))
+                }
+                (Way::Pages(base), intercepted) if intercepted || third_parties => {
+                    Some(base.url(&own_path(url)))
+                }
+                // What is relative would lead to larder.
+                (Way::Pages(_), _) => Some(url.to_string()),
+                _ => None,
+            }
+        })
+    }
+
+    /// The source of a module where it is a path: by the address that this client knows.
+    fn moved_location(&self, base: &Url, headers: &HeaderMap) -> Option<HeaderValue> {
+        let location = headers.get(TERRAFORM_GET)?.to_str().ok()?;
+        HeaderValue::try_from(self.moved(base, location)?).ok()
+    }
+
+    /// The same in the body that OpenTofu reads.
+    fn moved_body(&self, document: &Document) -> Option<Vec<u8>> {
+        if document.kind != Kind::Other || !matches!(self.way, Way::Pages(_)) {
             return None;
         }
-        let here = self.authority.in_https_url();
-        rewrite_download(&document.base, &document.body, |url| {
-            let elsewhere = Authority::of(url).is_some_and(|a| !server.is_intercepted(&a));
-            (elsewhere && url.scheme() == "https")
-                .then(|| format!("https://{here}{}", own_path(url)))
+        let mut body: serde_json::Map<String, Value> =
+            serde_json::from_slice(&document.body).ok()?;
+        let moved = self.moved(&document.base, body.get("location")?.as_str()?)?;
+        body.insert("location".into(), moved.into());
+        serde_json::to_vec(&body).ok()
+    }
+
+    fn moved(&self, base: &Url, location: &str) -> Option<String> {
+        let Way::Pages(pages) = &self.way else {
+            return None;
+        };
+        let url = module_location(base, location)?;
+        let (service, place) = pages.service.as_ref()?;
+        let below = url.as_str().strip_prefix(service.as_str());
+        Some(match below {
+            Some(rest) => pages.url(&format!("{place}{rest}")),
+            None => url.to_string(),
         })
     }
 }
@@ -227,6 +306,16 @@ fn unfit(url: &Url, why: &str) -> Error {
         ErrorKind::Nonsense,
         format!(
             "{}: refused, since rules are set (verify, allow, deny, min_age) and {why}",
+            shown_url(url)
+        ),
+    )
+}
+
+fn unfit_answer(url: &Url) -> Error {
+    Error::new(
+        ErrorKind::Nonsense,
+        format!(
+            "{}: the answer broke off or is larger than max_metadata_size; try again later",
             shown_url(url)
         ),
     )

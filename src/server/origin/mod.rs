@@ -1,6 +1,8 @@
 //! Requests for intercepted hosts: documents, archives, and what is neither.
 
 mod documents;
+mod mirror;
+mod ways;
 
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -12,6 +14,10 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use url::Url;
 
+pub use mirror::answer as mirror;
+pub use ways::{by_name as registry_by_name, private as private_registry};
+
+use super::access::Seal;
 use super::connection::Peer;
 use super::proxy::is_private;
 use super::relay::{self, forwarded_without_ranges};
@@ -42,24 +48,48 @@ pub async fn answer(
         peer,
         authority,
         parts,
+        way: Way::Intercepted,
+        kind: None,
     };
-    let answer = asking.answer(body).await;
+    let answer = asking.answer(body.boxed()).await;
     trace.send(answer.unwrap_or_else(|e| Answer::error(&e)))
 }
 
 struct Asking {
     peer: Peer,
+    /// The host that is asked, as in the URL
     authority: Authority,
     parts: Parts,
+    way: Way,
+    /// What the path is, where that is known otherwise
+    kind: Option<Kind>,
+}
+
+/// How a client came to the host, and so how the URLs of its documents must lead back.
+enum Way {
+    /// Through CONNECT, or by a ClientHello with its name
+    Intercepted,
+    /// By pages of larder's own
+    Pages(Base),
+}
+
+/// Where pages of larder's own stand for a host, by the address at which this client reached them.
+struct Base {
+    /// `http://127.0.0.1:3128/registry/HOST`
+    prefix: String,
+    /// The address of the service that was asked for, and its place below the prefix
+    service: Option<(Url, &'static str)>,
+    /// Makes the URLs of archives good without further credentials
+    seal: Option<Seal>,
 }
 
 impl Asking {
-    async fn answer(&self, body: Incoming) -> Result<Answer, Error> {
+    async fn answer(&self, body: RequestBody) -> Result<Answer, Error> {
         self.check()?;
         let mut url = self.url()?;
         let path = self.parts.uri.path();
         let metadata = &self.peer.entrance.server.cache.metadata;
-        let mut kind = route(path);
+        let mut kind = self.kind.unwrap_or_else(|| route(path));
         if path.starts_with(OWN_PREFIX) {
             let named = metadata
                 .catalogue()
@@ -86,11 +116,13 @@ impl Asking {
             return Err(Error::new(ErrorKind::BadRequest, words));
         }
         if !plain {
-            return self.pass(&url, body.boxed()).await;
+            return self.pass(&url, body).await;
         }
         // Credentials are for this host alone, not for where its document points.
-        let private = is_private(&self.parts.headers) && !elsewhere;
-        let cache = &self.peer.entrance.server.cache;
+        let server = &self.peer.entrance.server;
+        let own = server.config.registry(&self.authority).is_some();
+        let private = is_private(&self.parts.headers) && !elsewhere && !own;
+        let cache = &server.cache;
         let policy = &cache.sources().judge.policy;
         if kind == Kind::Download
             && policy.restricts()
@@ -112,6 +144,9 @@ impl Asking {
                 cache.gate(&url, None, &asked).await?;
                 self.pass(&url, no_body()).await
             }
+            (Kind::Download | Kind::Other, true) if matches!(self.way, Way::Pages(_)) => {
+                self.private_document(&url, kind).await
+            }
             (_, true) => self.pass(&url, no_body()).await,
             (Kind::Archive, false) => self.archive_head(&url).await,
             (kind, false) => self.document(&url, kind).await,
@@ -122,6 +157,10 @@ impl Asking {
     fn check(&self) -> Result<(), Error> {
         let uri = &self.parts.uri;
         let bad = |words: String| Error::new(ErrorKind::BadRequest, words);
+        check_path(uri.path()).map_err(|why| bad(format!("the path {why}")))?;
+        if let Way::Pages(_) = self.way {
+            return Ok(());
+        }
         if self.parts.method == Method::CONNECT {
             return Err(bad("CONNECT within an intercepted connection".into()));
         }
@@ -147,7 +186,7 @@ impl Asking {
         if uri.scheme_str().is_some_and(|scheme| scheme != "https") {
             return Err(bad("the request's URL is not https".into()));
         }
-        check_path(uri.path()).map_err(|why| bad(format!("the path {why}")))
+        Ok(())
     }
 
     fn url(&self) -> Result<Url, Error> {
