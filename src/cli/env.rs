@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
+use super::terraformrc;
 use crate::ca::{Ca, bundle};
 use crate::config::{CommonArgs, Config, ServeArgs};
 use crate::error::Exit;
@@ -22,6 +23,9 @@ pub struct Args {
     /// Form of the settings
     #[arg(long, value_name = "SHELL", default_value = "sh")]
     shell: Shell,
+    /// Without proxy and CA: a Terraform CLI configuration whose registries lie at larder
+    #[arg(long)]
+    ca_free: bool,
     #[command(flatten)]
     serve: ServeArgs,
 }
@@ -42,21 +46,33 @@ enum Shell {
 
 pub fn main(common: &CommonArgs, args: &Args) -> Result<ExitCode, Exit> {
     let config = Config::settle(common, &args.serve)?;
-    let (addr, login) = match serving(&config.data_dir) {
-        Some(found) => found,
+    let running = serving(&config.data_dir);
+    let addr = match running.as_ref().and_then(|running| running.addr) {
+        Some(addr) => addr,
         None => {
             eprintln!(
                 "larder: nobody serves {} yet; start `larder serve`",
                 config.data_dir.display()
             );
             let configured = config.listen.first().filter(|addr| addr.port() != 0);
-            let addr = *configured.ok_or_else(|| {
+            *configured.ok_or_else(|| {
                 Exit::usage("listen: port 0 is known only once `larder serve` runs; start it first")
-            })?;
-            (addr, None)
+            })?
         }
     };
-    let settings = settings(&config, addr, login.as_deref())?;
+    let settings = match args.ca_free {
+        true => {
+            if !addr.ip().is_loopback() && !addr.ip().is_unspecified() {
+                eprintln!(
+                    "larder: {addr} is not this machine: what Terraform reads from there by plain HTTP can be changed on the way"
+                );
+            }
+            let path = config.data_dir.join("terraformrc");
+            let written = terraformrc::write(&config, reachable(addr), running.as_ref(), &path);
+            super::runtime()?.block_on(written)?
+        }
+        false => settings(&config, addr, running.and_then(|r| r.login).as_deref())?,
+    };
     super::print(&args.shell.print(&settings))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -64,16 +80,12 @@ pub fn main(common: &CommonArgs, args: &Args) -> Result<ExitCode, Exit> {
 /// Where the larder is reached that serves the data dir. One that is just being started
 /// (`larder serve &` in the line before) is waited for. The proxy of a `larder run` does not count:
 /// it ends with the run.
-fn serving(data_dir: &Path) -> Option<(SocketAddr, Option<String>)> {
+fn serving(data_dir: &Path) -> Option<Running> {
     let start = Instant::now();
     loop {
         let running = instance::find(data_dir).filter(|running| !running.until_unused);
         let patience = match running {
-            Some(Running {
-                addr: Some(addr),
-                login,
-                ..
-            }) => return Some((addr, login)),
+            Some(running) if running.addr.is_some() => return Some(running),
             Some(_) => STARTING,
             None => STARTED_JUST_NOW,
         };
@@ -87,12 +99,10 @@ fn serving(data_dir: &Path) -> Option<(SocketAddr, Option<String>)> {
 /// The settings for a proxy at `addr` (with `USER:PASSWORD`, if it asks for them), the inherited ones kept where they still matter.
 pub fn settings(
     config: &Config,
-    mut addr: SocketAddr,
+    addr: SocketAddr,
     login: Option<&str>,
 ) -> Result<Vec<(&'static str, String)>, Exit> {
-    if addr.ip().is_unspecified() {
-        addr.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
-    }
+    let addr = reachable(addr);
     let ca = Ca::open_or_create(&config.data_dir, &super::serve::names(config))?;
     let bundle = write_bundle(&config.data_dir, &ca)?;
     let proxy = match login {
@@ -118,6 +128,14 @@ pub fn settings(
         settings.push((name, bundle.clone()));
     }
     Ok(settings)
+}
+
+/// Whoever listens everywhere is reached here.
+pub fn reachable(mut addr: SocketAddr) -> SocketAddr {
+    if addr.ip().is_unspecified() {
+        addr.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    addr
 }
 
 fn write_bundle(data_dir: &Path, ca: &Ca) -> Result<String, Exit> {

@@ -8,6 +8,7 @@ mod gc;
 mod list;
 mod run;
 mod serve;
+mod terraformrc;
 mod verify;
 
 use std::io::Write as _;

@@ -37,6 +37,9 @@ const NOT_FOUND: u8 = 127;
 pub struct Args {
     #[command(flatten)]
     serve: ServeArgs,
+    /// Without proxy and CA, by a Terraform CLI configuration; always so where Go does not read SSL_CERT_FILE
+    #[arg(long)]
+    ca_free: bool,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -57,7 +60,16 @@ pub fn main(common: &CommonArgs, args: Args) -> Result<ExitCode, Exit> {
 
 async fn run(common: &CommonArgs, args: &Args, config: &Config) -> Result<ExitCode, Exit> {
     let lease = Lease::take(common, &args.serve, config).await?;
-    let settings = super::env::settings(config, lease.addr, lease.running.login.as_deref())?;
+    let (addr, running) = (lease.addr, &lease.running);
+    let mut own_config = None;
+    let settings = if args.ca_free || cfg!(any(target_os = "macos", target_os = "windows")) {
+        let path = OwnConfig::place(&config.data_dir);
+        let addr = super::env::reachable(addr);
+        let path = &own_config.insert(path).0;
+        super::terraformrc::write(config, addr, Some(running), path).await?
+    } else {
+        super::env::settings(config, addr, running.login.as_deref())?
+    };
     let program = &args.command[0];
     let mut command = Command::new(program);
     command
@@ -87,6 +99,34 @@ async fn run(common: &CommonArgs, args: &Args, config: &Config) -> Result<ExitCo
         Err(e) => eprintln!("larder: the proxy is gone before its time: {e}"),
     }
     Ok(exit_code(status))
+}
+
+/// A run's CLI configuration, which may hold credentials: gone with the run.
+struct OwnConfig(PathBuf);
+
+impl OwnConfig {
+    /// Beside those of other runs. What was left by killed ones is removed.
+    fn place(data_dir: &Path) -> Self {
+        let prefix = "terraformrc-";
+        for entry in std::fs::read_dir(data_dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let pid = name
+                .to_string_lossy()
+                .strip_prefix(prefix)
+                .map(str::to_owned);
+            let pid = pid.and_then(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?));
+            if pid.is_some_and(|pid| rustix::process::test_kill_process(pid).is_err()) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+        Self(data_dir.join(format!("{prefix}{}", std::process::id())))
+    }
+}
+
+impl Drop for OwnConfig {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 fn exit_code(status: ExitStatus) -> ExitCode {

@@ -1,6 +1,7 @@
 //! What the documents of the Terraform and OpenTofu ecosystem mean: pure functions on bytes.
 
 pub mod address;
+pub mod cli_config;
 pub mod dirhash;
 pub mod lock;
 pub mod own;

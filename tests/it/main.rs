@@ -5,6 +5,7 @@
 
 mod access;
 mod archive;
+mod by_name;
 mod ca;
 mod certified;
 mod common;
@@ -16,6 +17,7 @@ mod limits;
 mod lists;
 mod logs;
 mod metadata;
+mod mirror;
 mod offline;
 mod policy;
 mod proxy;

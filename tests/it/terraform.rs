@@ -332,28 +332,51 @@ impl Project {
     }
 
     pub fn init(&self) -> Output {
+        let ca = self.ca.to_str().unwrap();
+        self.init_with(&[("HTTPS_PROXY", &self.proxy), ("SSL_CERT_FILE", ca)])
+    }
+
+    /// With those variables alone.
+    pub fn init_with(&self, variables: &[(&str, &str)]) -> Output {
         let mut command = Command::new("terraform");
         self.setup.cleanse(&mut command);
         command
             .args(["init", "-no-color", "-input=false"])
             .current_dir(&self.folder)
-            .env("HTTPS_PROXY", &self.proxy)
-            .env("SSL_CERT_FILE", &self.ca)
+            .envs(variables.iter().copied())
             .env("CHECKPOINT_DISABLE", "1");
         command.output().unwrap()
     }
 
+    /// With a CLI configuration of that text, and the CA.
+    #[track_caller]
+    pub fn init_configured(&self, config: &str) {
+        let file = self.folder.join("cli.tfrc");
+        std::fs::write(&file, config).unwrap();
+        let (file, ca) = (file.to_str().unwrap(), self.ca.to_str().unwrap());
+        let output = self.init_with(&[("TF_CLI_CONFIG_FILE", file), ("SSL_CERT_FILE", ca)]);
+        succeeded(&output);
+    }
+
     #[track_caller]
     pub fn init_succeeds(&self) {
-        let output = self.init();
-        let said = String::from_utf8_lossy(&output.stdout);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}\n{errors}");
+        succeeded(&self.init());
     }
 
     pub fn lock(&self) -> String {
         std::fs::read_to_string(self.folder.join(".terraform.lock.hcl")).unwrap()
     }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
+#[track_caller]
+pub fn succeeded(output: &Output) {
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{errors}");
 }
 
 /// A proxy that tunnels everything to the upstream, on a thread of its own: the test's is waiting
