@@ -5,6 +5,8 @@
 pub mod cli;
 pub mod server;
 
+pub mod registry;
+
 pub mod cache;
 
 pub mod ca;

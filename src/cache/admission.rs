@@ -236,7 +236,7 @@ impl Cache {
             true => self.sightings.private_book(&address).await,
             false => public.clone(),
         };
-        let offline = self.upstream.is_offline();
+        let offline = self.upstream.is_offline(list);
         let undated: Vec<Listed> = {
             let mut book = book.lock().await;
             let before = book.versions.len();

@@ -160,7 +160,7 @@ impl Cache {
             return Ok(None);
         };
         let sources = self.sources();
-        let ask = !self.upstream.is_offline();
+        let ask = !self.upstream.is_offline(sums_url);
         let vouched = sources
             .vouch(&download.archive, &HeaderMap::new(), ask)
             .await;

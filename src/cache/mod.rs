@@ -140,7 +140,7 @@ impl Cache {
             self.admit_held(url, &held).await?;
             return Ok(Archive::Held(held));
         }
-        if self.upstream.is_offline() {
+        if self.upstream.is_offline(url) {
             return Err(offline(url));
         }
         let source = Source {
@@ -165,7 +165,7 @@ impl Cache {
 
     /// The archive at `url` for one client with credentials: verified, never kept or shared.
     pub async fn private_archive(&self, url: &Url, headers: HeaderMap) -> Result<Archive, Error> {
-        if self.upstream.is_offline() {
+        if self.upstream.is_offline(url) {
             return Err(offline(url));
         }
         self.gate(url, None, &headers).await?;
@@ -191,7 +191,7 @@ impl Cache {
             self.admit_held(url, &held).await?;
             return Ok(HeadOnly::Held(held));
         }
-        if self.upstream.is_offline() {
+        if self.upstream.is_offline(url) {
             return Err(offline(url));
         }
         let running = running(&self.lock(), &key, digest).cloned();
@@ -357,7 +357,7 @@ impl Cache {
         if !sources.wants_signature(url) {
             return Ok(());
         }
-        let ask = !self.upstream.is_offline();
+        let ask = !self.upstream.is_offline(url);
         let vouched = sources.vouch(url, credentials, ask).await;
         let outcome = sources.content(url, &vouched, digest);
         let at_hand = vouched.iter().all(|party| party.listed.is_some());

@@ -6,6 +6,7 @@ mod env;
 mod explain;
 mod gc;
 mod list;
+mod registry;
 mod run;
 mod serve;
 mod terraformrc;
@@ -58,6 +59,8 @@ enum Command {
     Explain(explain::Args),
     /// Hash every blob again and check every index entry
     Verify(verify::Args),
+    /// Add releases to a private registry, or make the key by which it signs
+    Registry(registry::Args),
     /// Evict what was used longest ago
     Gc(gc::Args),
     /// Print shell completions
@@ -81,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::List(args) => list::main(&cli.common, &args),
         Command::Explain(args) => explain::main(&cli.common, &args),
         Command::Verify(args) => verify::main(&cli.common, &args),
+        Command::Registry(args) => registry::main(&cli.common, &args),
         Command::Gc(args) => gc::main(&cli.common, &args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -180,7 +184,7 @@ fn peek(config: &Config) -> Result<Arc<Cache>, Exit> {
         parent: None,
         own: Vec::new(),
     };
-    let upstream = Upstream::new(Arc::new(dialer), Vec::new())
+    let upstream = Upstream::new(Arc::new(dialer), Vec::new(), Default::default())
         .map(Arc::new)
         .map_err(|e| Exit::failed(format!("TLS cannot start: {e}")))?;
     let bounds = Bounds {

@@ -16,12 +16,13 @@ use crate::config::{Cidr, CommonArgs, Config, HostName, Parent, ServeArgs};
 use crate::digest::Digest;
 use crate::error::Exit;
 use crate::instance::Instance;
+use crate::registry::Registry;
 use crate::server::Server;
 use crate::store::Store;
 use crate::telemetry::start_logs;
-use crate::upstream::Upstream;
 use crate::upstream::dial::{Dialer, NoProxy, ParentProxy};
 use crate::upstream::guard::Reach;
+use crate::upstream::{Local, Upstream};
 
 /// A proxy started for runs waits so long for the first of them.
 const FIRST_LEASE: Duration = Duration::from_secs(30);
@@ -101,7 +102,13 @@ async fn serve(
         parent: parent(&config)?.filter(|parent| !is_own(&parent.proxy, &addrs)),
         own: addrs.clone(),
     };
-    let upstream = Upstream::new(Arc::new(dialer), roots)
+    let registries = registries(&config)?;
+    let locals = registries.iter().map(|registry| {
+        registry.watch();
+        let local: Box<dyn Local> = Box::new(registry.clone());
+        (registry.host.clone(), local)
+    });
+    let upstream = Upstream::new(Arc::new(dialer), roots, locals.collect())
         .map(Arc::new)
         .map_err(|e| Exit::failed(format!("TLS cannot start: {e}")))?;
     let metadata = Metadata::open(
@@ -143,6 +150,15 @@ async fn serve(
     };
     server.run(listeners, until).await;
     Ok(())
+}
+
+/// The private registries that are configured.
+pub fn registries(config: &Config) -> Result<Vec<Arc<Registry>>, Exit> {
+    let keyring = Arc::new(super::keyring(config)?);
+    let registries = config.registries.iter();
+    registries
+        .map(|registry| Registry::open(registry, &config.data_dir, keyring.clone()))
+        .collect()
 }
 
 /// Each client may take two files or more; what the system allows at the most is not too much.

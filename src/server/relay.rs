@@ -39,7 +39,7 @@ pub async fn pass(
     if matches!(parts.method, Method::GET | Method::HEAD) {
         return pass_with(upstream, parts, url, headers).await;
     }
-    if upstream.is_offline() {
+    if upstream.is_offline(url) {
         return Err(offline(url));
     }
     let mut request = Request::new(body);
@@ -61,7 +61,7 @@ pub async fn pass_with(
     url: &Url,
     headers: HeaderMap,
 ) -> Result<Answer, Error> {
-    if upstream.is_offline() {
+    if upstream.is_offline(url) {
         return Err(offline(url));
     }
     let ask = Ask {

@@ -4,6 +4,7 @@ pub mod dial;
 pub mod download;
 pub mod guard;
 
+use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::future::Future;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
@@ -24,7 +25,7 @@ use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use url::Url;
@@ -49,7 +50,17 @@ const HEAD_LIMIT: usize = 256 * 1024;
 pub struct Upstream {
     client: Client<Connector, RequestBody>,
     dialer: Arc<Dialer>,
+    locals: Arc<Locals>,
 }
+
+/// An origin within this process.
+pub trait Local: Send + Sync {
+    /// A connection to it, on which HTTP/1.1 is spoken.
+    fn open(&self) -> DuplexStream;
+}
+
+/// Origins within this process, by the authority in `https` URLs.
+pub type Locals = HashMap<Authority, Box<dyn Local>>;
 
 /// A GET or HEAD to be sent, with tries and (where asked for) redirects.
 pub struct Ask<'a> {
@@ -66,7 +77,12 @@ pub struct Ask<'a> {
 }
 
 impl Upstream {
-    pub fn new(dialer: Arc<Dialer>, roots: Vec<CertificateDer<'static>>) -> Result<Self, String> {
+    pub fn new(
+        dialer: Arc<Dialer>,
+        roots: Vec<CertificateDer<'static>>,
+        locals: Locals,
+    ) -> Result<Self, String> {
+        let locals = Arc::new(locals);
         let mut store = RootCertStore::empty();
         let (_, unreadable) = store.add_parsable_certificates(roots);
         if unreadable > 0 {
@@ -85,6 +101,7 @@ impl Upstream {
         let connector = Connector {
             dialer: dialer.clone(),
             tls: TlsConnector::from(Arc::new(tls)),
+            locals: locals.clone(),
         };
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE_CONNECTION)
@@ -93,15 +110,21 @@ impl Upstream {
             .timer(TokioTimer::new())
             .http1_max_buf_size(HEAD_LIMIT)
             .build(connector);
-        Ok(Self { client, dialer })
+        Ok(Self {
+            client,
+            dialer,
+            locals,
+        })
     }
 
     pub fn dialer(&self) -> &Arc<Dialer> {
         &self.dialer
     }
 
-    pub fn is_offline(&self) -> bool {
-        self.dialer.offline
+    /// Whether what lies at `url` is not to be asked for.
+    pub fn is_offline(&self, url: &Url) -> bool {
+        let is_local = |url| Authority::of(url).is_some_and(|at| self.locals.contains_key(&at));
+        self.dialer.offline && !is_local(url)
     }
 
     /// Sends one request once. Redirects and error statuses are answers like any other.
@@ -308,6 +331,7 @@ fn explain(what: &str, error: &legacy::Error) -> Error {
 struct Connector {
     dialer: Arc<Dialer>,
     tls: TlsConnector,
+    locals: Arc<Locals>,
 }
 
 impl Connector {
@@ -317,6 +341,9 @@ impl Connector {
         let host = uri.host().ok_or_else(bad)?;
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
         let asked = Authority::new(host.parse().map_err(|_| bad())?, port);
+        if let Some(local) = self.locals.get(&asked).filter(|_| https) {
+            return Ok(Io(TokioIo::new(Box::new(local.open()))));
+        }
         let tcp = self.dialer.dial(&asked).await?;
         if !https {
             return Ok(Io(TokioIo::new(Box::new(tcp))));

@@ -20,6 +20,7 @@ mod metadata;
 mod mirror;
 mod offline;
 mod policy;
+mod private;
 mod proxy;
 mod range;
 mod reach;

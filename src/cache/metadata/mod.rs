@@ -175,7 +175,7 @@ impl Metadata {
         let held = self.held(&key).await;
         let fits = |held: &Arc<Document>| held.answers(accept);
         let last_good = held.clone().filter(|held| held.status.is_success());
-        if self.upstream.is_offline() {
+        if self.upstream.is_offline(&wish.url) {
             let held = last_good.ok_or_else(|| offline(&wish.url))?;
             return Ok(Answer::Document(held, How::Offline));
         }

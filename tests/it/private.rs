@@ -1,0 +1,559 @@
+//! Private registries: folders of releases.
+
+use std::path::{Path, PathBuf};
+
+use crate::common::registry::{provider_zip, sums_line};
+use crate::common::signing::Signer;
+use crate::common::*;
+use crate::terraform::{Project, no_terraform, succeeded};
+
+const HOST: &str = "tf.corp.example";
+
+/// A registry's folder, and a larder set up for it.
+struct Corp {
+    dir: PathBuf,
+    setup: Setup,
+}
+
+impl Corp {
+    fn new(upstream: &Upstream) -> Self {
+        Self::with(upstream, HOST, "")
+    }
+
+    fn with(upstream: &Upstream, host: &str, more: &str) -> Self {
+        let setup = Setup::new(upstream);
+        let dir = setup.path("releases");
+        std::fs::create_dir(&dir).unwrap();
+        let text = format!(
+            "{more}\n[[registry]]\nhost = \"{host}\"\ndir = \"{}\"\n",
+            dir.display()
+        );
+        let setup = setup.config(&text);
+        Self { dir, setup }
+    }
+
+    fn put(&self, path: &str, bytes: impl AsRef<[u8]>) {
+        let path = self.dir.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    /// An unsigned release for this machine's platform.
+    fn release(&self, name: &str, version: &str) -> Vec<u8> {
+        let zip = provider_zip(name, version, 200_000).to_vec();
+        self.put(&archive_path(name, version, "linux_amd64"), &zip);
+        zip
+    }
+}
+
+fn archive_path(name: &str, version: &str, platform: &str) -> String {
+    format!("corp/{name}/terraform-provider-{name}_{version}_{platform}.zip")
+}
+
+fn url(path: &str) -> String {
+    format!("https://{HOST}{path}")
+}
+
+const VERSIONS: &str = "/v1/providers/corp/thing/versions";
+const DOWNLOAD: &str = "/v1/providers/corp/thing/1.0.0/download/linux/amd64";
+
+#[tokio::test]
+async fn a_folder_answers_as_a_registry_and_new_files_appear_by_themselves() {
+    let upstream = Upstream::start();
+    let corp = Corp::new(&upstream);
+    let zip = corp.release("thing", "1.0.0");
+    let larder = corp.setup.start().await;
+    let client = larder.client();
+
+    let discovery = client.get(&url("/.well-known/terraform.json")).await;
+    assert_eq!(discovery.header("content-type"), Some("application/json"));
+    assert_eq!(discovery.json()["providers.v1"], "/v1/providers/");
+    let list = client.get(&url(VERSIONS)).await.json();
+    assert_eq!(list["versions"][0]["version"], "1.0.0");
+    assert_eq!(list["versions"][0]["protocols"][0], "5.0");
+    assert_eq!(list["versions"][0]["platforms"][0]["arch"], "amd64");
+    let document = client.get(&url(DOWNLOAD)).await.json();
+    assert_eq!(document["shasum"], sha256(&zip));
+    assert_eq!(
+        document["filename"],
+        "terraform-provider-thing_1.0.0_linux_amd64.zip"
+    );
+    let file = |key: &str| url(document[key].as_str().unwrap());
+    client.get(&file("download_url")).await.assert_is(&zip);
+    let sums = client.get(&file("shasums_url")).await.text();
+    assert_eq!(
+        sums,
+        sums_line("terraform-provider-thing_1.0.0_linux_amd64.zip", &zip)
+    );
+    assert!(
+        !client
+            .get(&file("shasums_signature_url"))
+            .await
+            .body
+            .is_empty()
+    );
+    larder.setup.holds(1).await;
+    let part = client
+        .get_with(&file("download_url"), &[("Range", "bytes=10-19")])
+        .await;
+    assert_eq!((part.status, &part.body[..]), (206, &zip[10..20]));
+
+    // Another platform, another version, another provider: at once.
+    corp.put(
+        &archive_path("thing", "1.0.0", "darwin_arm64"),
+        provider_zip("thing", "1.0.0", 9_000),
+    );
+    corp.release("thing", "1.1.0");
+    corp.release("other", "0.1.0");
+    let list = client.get(&url(VERSIONS)).await.json();
+    let versions: Vec<_> = list["versions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|v| v["version"].as_str().unwrap())
+        .collect();
+    assert_eq!(versions, ["1.0.0", "1.1.0"]);
+    let other = client.get(&url("/v1/providers/corp/other/versions")).await;
+    assert_eq!(other.status, 200);
+    // What was named before stays what it was; what is named now lists all.
+    assert_eq!(client.get(&file("shasums_url")).await.text(), sums);
+    let now = client.get(&url(DOWNLOAD)).await.json();
+    let sums = client
+        .get(&url(now["shasums_url"].as_str().unwrap()))
+        .await
+        .text();
+    assert_eq!(sums.lines().count(), 2, "{sums}");
+    client.get(&file("download_url")).await.assert_is(&zip);
+    assert_eq!(
+        client
+            .get(&url("/v1/providers/corp/none/versions"))
+            .await
+            .status,
+        404
+    );
+    assert_eq!(upstream.connections(), 0);
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_refused_by_name_and_the_rest_is_served() {
+    let upstream = Upstream::start();
+    let corp = Corp::new(&upstream);
+    let good = corp.release("thing", "1.0.0");
+    // Half a zip, as a copy that goes on leaves it.
+    corp.put(
+        &archive_path("thing", "2.0.0", "linux_amd64"),
+        &good[..good.len() / 2],
+    );
+    corp.put("corp/thing/thing-3.0.0.zip", &good);
+    corp.put(
+        "corp/thing/terraform-provider-else_3.0.0_linux_amd64.zip",
+        &good,
+    );
+    corp.put(&archive_path("thing", "4.0.0", "linux_amd64"), &good);
+    corp.put(
+        "corp/thing/terraform-provider-thing_4.0.0_SHA256SUMS",
+        sums_line("terraform-provider-thing_4.0.0_linux_amd64.zip", b"x"),
+    );
+    corp.put(&archive_path("thing", "5.0.0", "linux_amd64"), &good);
+    corp.put(
+        "corp/thing/terraform-provider-thing_5.0.0_SHA256SUMS",
+        sums_line("terraform-provider-thing_5.0.0_darwin_amd64.zip", b"x"),
+    );
+    let outside = corp
+        .setup
+        .path("terraform-provider-thing_6.0.0_linux_amd64.zip");
+    std::fs::write(&outside, &good).unwrap();
+    std::os::unix::fs::symlink(
+        &outside,
+        corp.dir.join(archive_path("thing", "6.0.0", "linux_amd64")),
+    )
+    .unwrap();
+    let elsewhere = corp.setup.path("elsewhere");
+    std::fs::create_dir_all(elsewhere.join("thing")).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, corp.dir.join("linked")).unwrap();
+    // A link within is as good as what it leads to.
+    std::os::unix::fs::symlink(
+        "terraform-provider-thing_1.0.0_linux_amd64.zip",
+        corp.dir.join(archive_path("thing", "7.0.0", "linux_amd64")),
+    )
+    .unwrap();
+    corp.put(&archive_path("thing", "8.0.0", "linux_amd64"), &good);
+    corp.put(
+        "corp/thing/terraform-provider-thing_8.0.0_SHA256SUMS",
+        sums_line("terraform-provider-thing_8.0.0_linux_amd64.zip", &good),
+    );
+    corp.put(
+        "corp/thing/terraform-provider-thing_8.0.0_SHA256SUMS.sig",
+        Signer::new().sign(b"other"),
+    );
+    corp.put("corp/keys/signer.asc", Signer::new().public().armored);
+    let larder = corp.setup.start().await;
+    let client = larder.client();
+
+    let list = client.get(&url(VERSIONS)).await.json();
+    let versions: Vec<_> = list["versions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|v| v["version"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(versions, ["1.0.0", "7.0.0"]);
+    for (name, why) in [
+        ("thing_2.0.0", "no whole zip"),
+        ("thing-3.0.0.zip", "wrong name"),
+        ("else_3.0.0", "not of thing"),
+        ("thing_4.0.0", "SHA256SUMS says"),
+        ("thing_5.0.0", "not listed"),
+        ("thing_6.0.0", "out of the folder"),
+        ("thing_8.0.0", "no good signature"),
+        ("linked", "out of the folder"),
+    ] {
+        larder.logs(&[name, why]).await;
+    }
+    for version in ["2.0.0", "6.0.0"] {
+        let path = DOWNLOAD.replace("1.0.0", version);
+        assert_eq!(client.get(&url(&path)).await.status, 404);
+        let file = format!(
+            "/v1/files/{}",
+            archive_path("thing", version, "linux_amd64")
+        );
+        assert_eq!(client.get(&url(&file)).await.status, 404);
+    }
+    for path in [
+        "/v1/files/corp/thing/..%2f..%2fhome",
+        "/v1/providers/linked/thing/versions",
+        "/v1/files/../x",
+    ] {
+        assert!(client.get(&url(path)).await.status >= 400, "{path}");
+    }
+    // The copy comes to its end.
+    corp.put(&archive_path("thing", "2.0.0", "linux_amd64"), &good);
+    let list = client.get(&url(VERSIONS)).await.text();
+    assert!(list.contains("2.0.0"), "{list}");
+}
+
+#[tokio::test]
+async fn publishers_sums_signatures_keys_and_protocols_are_passed_as_they_are() {
+    let upstream = Upstream::start();
+    let corp = Corp::new(&upstream);
+    let zip = corp.release("thing", "1.0.0");
+    let signer = Signer::new();
+    let mut sums = sums_line("terraform-provider-thing_1.0.0_linux_amd64.zip", &zip);
+    sums.push_str(&sums_line(
+        "terraform-provider-thing_1.0.0_manifest.json",
+        b"{}",
+    ));
+    let signature = signer.sign(sums.as_bytes());
+    let stem = "corp/thing/terraform-provider-thing_1.0.0";
+    corp.put(&format!("{stem}_SHA256SUMS"), &sums);
+    corp.put(&format!("{stem}_SHA256SUMS.sig"), &signature);
+    corp.put(
+        &format!("{stem}_manifest.json"),
+        r#"{"version":1,"metadata":{"protocol_versions":["6.0","5.1"]}}"#,
+    );
+    corp.put("keys/all.asc", Signer::new().public().armored);
+    corp.put("corp/thing/keys/own.asc", signer.public().armored);
+    let larder = corp.setup.start().await;
+    let client = larder.client();
+    let document = client.get(&url(DOWNLOAD)).await.json();
+    assert_eq!(document["protocols"], serde_json::json!(["6.0", "5.1"]));
+    let keys = document["signing_keys"]["gpg_public_keys"]
+        .as_array()
+        .unwrap();
+    assert_eq!(keys.len(), 1);
+    assert_eq!(keys[0]["key_id"], signer.public().id);
+    let file = |key: &str| url(document[key].as_str().unwrap());
+    assert_eq!(client.get(&file("shasums_url")).await.text(), sums);
+    assert_eq!(
+        client.get(&file("shasums_signature_url")).await.body,
+        signature
+    );
+}
+
+#[tokio::test]
+async fn documents_whose_archives_lie_elsewhere_are_fetched_verified_and_kept() {
+    let upstream = Upstream::start();
+    let corp = Corp::new(&upstream);
+    let release = Release::new("someone", "thing", "1.0.0").on(TERRAFORM, Home::GitHub);
+    release.publish(&upstream);
+    corp.put("corp/thing/versions.json", release.versions().to_string());
+    corp.put(
+        "corp/thing/1.0.0/download/linux/amd64.json",
+        release.document("linux_amd64").to_string(),
+    );
+    corp.put("corp/thing/2.0.0/download/linux/amd64.json", "{}");
+    let larder = corp.setup.start().await;
+    let client = larder.client();
+    assert_eq!(client.get(&url(VERSIONS)).await.json(), release.versions());
+    let document = client.get(&url(DOWNLOAD)).await.json();
+    let archive = document["download_url"].as_str().unwrap();
+    assert!(archive.starts_with(&url("/.larder/")), "{archive}");
+    client.get(archive).await.assert_is(&release.archive());
+    larder.setup.holds(1).await;
+    client.get(archive).await.assert_hit();
+    assert_eq!(
+        client
+            .get(&url(&DOWNLOAD.replace("1.0.0", "2.0.0")))
+            .await
+            .status,
+        404
+    );
+    larder.logs(&["amd64.json"]).await;
+}
+
+#[tokio::test]
+async fn modules_are_served_for_both_clients() {
+    let upstream = Upstream::start();
+    let corp = Corp::new(&upstream);
+    let zip = provider_zip("any", "1", 5_000);
+    corp.put("corp/net/aws/1.0.0.zip", &zip);
+    corp.put("corp/net/aws/latest.zip", &zip);
+    corp.put("corp/net/aws/2.0.0.tar.gz", b"\x1f\x8b no gzip");
+    let larder = corp.setup.start().await;
+    let client = larder.client();
+    let list = client
+        .get(&url("/v1/modules/corp/net/aws/versions"))
+        .await
+        .json();
+    assert_eq!(
+        list["modules"][0]["versions"],
+        serde_json::json!([{ "version": "1.0.0" }])
+    );
+    let at = client
+        .get(&url("/v1/modules/corp/net/aws/1.0.0/download"))
+        .await;
+    assert_eq!(at.header("x-terraform-get"), Some("./1.0.0.zip"));
+    assert_eq!(at.json()["location"], "./1.0.0.zip");
+    client
+        .get(&url("/v1/modules/corp/net/aws/1.0.0/1.0.0.zip"))
+        .await
+        .assert_is(&zip);
+    for (name, why) in [
+        ("latest.zip", "wrong name"),
+        ("2.0.0.tar.gz", "no whole gzip"),
+    ] {
+        larder.logs(&[name, why]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_private_registry_answers_offline_and_to_the_mirror() {
+    let upstream = Upstream::start();
+    let corp = Corp::new(&upstream);
+    let zip = corp.release("thing", "1.0.0");
+    let larder = corp.setup.clone().arg("--offline").start().await;
+    let client = larder.client();
+    let base = format!("/mirror/{HOST}/corp/thing");
+    let version = client.page(&format!("{base}/1.0.0.json")).await.json();
+    let hashes = version["archives"]["linux_amd64"]["hashes"].clone();
+    assert_eq!(hashes[0], format!("zh:{}", sha256(&zip)));
+    let archive = client
+        .page(&format!(
+            "{base}/terraform-provider-thing_1.0.0_linux_amd64.zip"
+        ))
+        .await;
+    archive.assert_is(&zip);
+}
+
+#[test]
+fn a_folder_that_is_not_there_and_a_public_host_are_refused() {
+    for (host, dir, word) in [
+        ("tf.corp.example", "/nowhere", "no folder"),
+        ("registry.terraform.io", "/tmp", "public host"),
+    ] {
+        let text = format!("[[registry]]\nhost = \"{host}\"\ndir = \"{dir}\"\n");
+        let setup = Setup::without_upstream().config(&text);
+        assert_refuses_to_start(setup.serve_command("127.0.0.1:0"), 2, &["registry", word]);
+    }
+}
+
+fn add(corp: &Corp, args: &[&str]) -> std::process::Output {
+    let config = corp.setup.path("larder.toml");
+    let mut command =
+        corp.setup
+            .command(&["registry", "add", "--config", config.to_str().unwrap()]);
+    command.args(args).output().unwrap()
+}
+
+#[test]
+fn add_checks_and_places_and_changes_nothing_else() {
+    let upstream = Upstream::start();
+    let corp = Corp::new(&upstream);
+    let file = |name: &str, bytes: &[u8]| {
+        let path = corp.setup.path(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let zip = provider_zip("thing", "1.0.0", 20_000);
+    let good = file("terraform-provider-thing_1.0.0_linux_amd64.zip", &zip);
+    let cut = file(
+        "terraform-provider-thing_1.0.0_darwin_amd64.zip",
+        &zip[..9_000],
+    );
+    let odd = file("terraform-provider-thing_1.0.0_plan_amd64.zip", &zip);
+    let named = file("thing.zip", &zip);
+    let other = file("terraform-provider-other_1.0.0_linux_amd64.zip", &zip);
+    for (bad, why) in [
+        (&cut, "no whole zip"),
+        (&odd, "no platform"),
+        (&named, "wrong name"),
+        (&other, "no program"),
+    ] {
+        let output = add(&corp, &["--namespace", "corp", &good, bad]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(&**bad) && said.contains(why), "{said}");
+        assert_eq!(files_below(&corp.dir), Vec::<PathBuf>::new());
+    }
+    assert_eq!(add(&corp, &[&good]).status.code(), Some(2));
+    succeeded(&add(
+        &corp,
+        &["--namespace", "corp", "--protocol", "6.0", &good],
+    ));
+    let placed = corp
+        .dir
+        .join("corp/thing/terraform-provider-thing_1.0.0_linux_amd64.zip");
+    assert_eq!(std::fs::read(&placed).unwrap(), zip);
+    let manifest = corp
+        .dir
+        .join("corp/thing/terraform-provider-thing_1.0.0_manifest.json");
+    assert!(std::fs::read_to_string(manifest).unwrap().contains("6.0"));
+    // Again is fine; other content is not.
+    succeeded(&add(&corp, &[&good]));
+    file(
+        "terraform-provider-thing_1.0.0_linux_amd64.zip",
+        &provider_zip("thing", "1.0.0", 30_000),
+    );
+    let changed = add(&corp, &[&good]);
+    assert_eq!(changed.status.code(), Some(1));
+    assert_eq!(std::fs::read(&placed).unwrap(), zip);
+    assert_eq!(files_below(&corp.dir).len(), 2);
+}
+
+#[test]
+fn keygen_makes_one_key_and_prints_its_public_part() {
+    let upstream = Upstream::start();
+    let corp = Corp::new(&upstream);
+    let keygen = || {
+        corp.setup
+            .command(&["registry", "keygen"])
+            .output()
+            .unwrap()
+    };
+    let (first, second) = (keygen(), keygen());
+    succeeded(&first);
+    assert_eq!(first.stdout, second.stdout);
+    let text = String::from_utf8(first.stdout).unwrap();
+    assert!(text.starts_with("-----BEGIN PGP PUBLIC KEY"), "{text}");
+}
+
+/// Through the proxy, without a CA, and by larder's own name.
+#[tokio::test]
+async fn terraform_installs_a_private_provider_and_a_module_by_every_way() {
+    if no_terraform() {
+        return;
+    }
+    let upstream = Upstream::start();
+    let port = free_port();
+    let host = format!("localhost:{port}");
+    let corp = Corp::with(&upstream, &host, "");
+    corp.release("thing", "1.0.0");
+    corp.put("corp/net/aws/1.0.0.zip", module_zip());
+    let text = std::fs::read_to_string(corp.setup.path("larder.toml")).unwrap();
+    let text = format!(
+        "{text}\n[[registry]]\nhost = \"{HOST}\"\ndir = \"{}\"\n",
+        corp.dir.display()
+    );
+    let setup = corp.setup.clone().config(&text);
+    let larder = setup.start_on(&format!("127.0.0.1:{port}")).await;
+    let main = |host: &str| {
+        format!(
+            "terraform {{\n  required_providers {{\n    thing = {{ source = \"{host}/corp/thing\" }}\n  }}\n}}\nmodule \"net\" {{\n  source = \"{host}/corp/net/aws\"\n  version = \"1.0.0\"\n}}\n"
+        )
+    };
+    let config = String::from_utf8(
+        setup
+            .command_with_options(&["env", "--ca-free"])
+            .output()
+            .unwrap()
+            .stdout,
+    )
+    .unwrap();
+    let config = config
+        .trim()
+        .trim_start_matches("export TF_CLI_CONFIG_FILE='")
+        .trim_end_matches('\'')
+        .to_owned();
+    let ca = setup.ca_pem();
+    let ca = ca.to_str().unwrap();
+    let proxy = format!("http://{}", larder.addr);
+    let mut locks = Vec::new();
+    for (name, host, variables) in [
+        (
+            "proxied",
+            HOST,
+            vec![("HTTPS_PROXY", &*proxy), ("SSL_CERT_FILE", ca)],
+        ),
+        ("free", HOST, vec![("TF_CLI_CONFIG_FILE", &*config)]),
+        ("direct", &host, vec![("SSL_CERT_FILE", ca)]),
+    ] {
+        let project = Project::new(&larder, name, &[]);
+        std::fs::write(project.path("main.tf"), main(host)).unwrap();
+        let output = project.init_with(&variables);
+        succeeded(&output);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.contains("self-signed"), "{said}");
+        assert!(
+            files_below(&project.path(".terraform/modules"))
+                .iter()
+                .any(|file| file.ends_with("main.tf"))
+        );
+        locks.push(project.lock().replace(host, "HOST"));
+    }
+    assert!(
+        locks
+            .iter()
+            .all(|lock| *lock == locks[0] && lock.contains("zh:")),
+        "{locks:?}"
+    );
+    assert_eq!(upstream.connections(), 0);
+}
+
+fn module_zip() -> Vec<u8> {
+    use std::io::Write as _;
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    zip.start_file("main.tf", zip::write::SimpleFileOptions::default())
+        .unwrap();
+    zip.write_all(b"output \"x\" {\n  value = 1\n}\n").unwrap();
+    zip.finish().unwrap().into_inner()
+}
+
+/// HashiCorp's own zip, with its own sums and signature, under another namespace.
+#[tokio::test]
+async fn a_real_signed_provider_is_served_under_another_namespace() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let read = |name: &str| std::fs::read(data.join(name)).unwrap();
+    let upstream = Upstream::start();
+    let corp = Corp::new(&upstream);
+    let name = "corp/null/terraform-provider-null_3.1.0";
+    corp.put(
+        &format!("{name}_SHA256SUMS"),
+        read("terraform-provider-null_3.1.0_SHA256SUMS"),
+    );
+    let signature = read("terraform-provider-null_3.1.0_SHA256SUMS.72D7468F.sig");
+    corp.put(&format!("{name}_SHA256SUMS.72D7468F.sig"), &signature);
+    // Not the archive that HashiCorp signed for.
+    corp.put(
+        &format!("{name}_linux_amd64.zip"),
+        provider_zip("null", "3.1.0", 9_000),
+    );
+    let larder = corp.setup.start().await;
+    let versions = larder
+        .client()
+        .get(&url("/v1/providers/corp/null/versions"))
+        .await;
+    assert_eq!(versions.status, 404);
+    larder
+        .logs(&["null_3.1.0_linux_amd64", "SHA256SUMS says"])
+        .await;
+}
