@@ -2,12 +2,14 @@
 //! and its sisters hold them.
 //!
 //! 0.12 trusts sums only if a key of HashiCorp's that is compiled into it has signed them, which no
-//! test can do. So it installs here with `-verify-plugins=false`, where larder alone verifies; how
-//! far it gets without that is a test of its own.
+//! test can do. So it mostly installs with `-verify-plugins=false` here, where larder alone verifies;
+//! two tests are about its own verification.
+
+mod memory;
 
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
@@ -154,6 +156,49 @@ async fn terraform_0_12_finds_the_signature_whole_and_misses_hashicorps_key() {
     assert!(
         words.contains("error verifying signature: openpgp: invalid signature"),
         "{words}"
+    );
+}
+
+/// With a key of the test's in place of HashiCorp's it verifies all and installs.
+#[tokio::test]
+async fn terraform_0_12_verifies_and_installs_what_its_key_has_signed() {
+    let Some(old) = Old::all().into_iter().find(|old| old.minor == "0.12") else {
+        return;
+    };
+    let upstream = Upstream::start();
+    let signer = Signer::for_old_clients();
+    let release = Release::new("hashicorp", "null", "3.2.1").signed_by(&signer);
+    publish(&upstream, &release);
+    let larder = Setup::new(&upstream).start().await;
+    for name in ["first", "second"] {
+        let mut project = old.project(&larder, name, "hashicorp/null");
+        project.options.clear();
+        // It waits for this answer while its memory is changed.
+        let gate = Gate::closed();
+        let list = registry_json(&release.versions()).held_by(&gate);
+        upstream.route(TERRAFORM, LEGACY, list);
+        let asked = upstream.gets(TERRAFORM, LEGACY);
+        let mut command = project.command();
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        let waits = || upstream.gets(TERRAFORM, LEGACY) > asked;
+        eventually("it asks for versions", waits).await;
+        memory::replace_keys(child.id(), &signer.public().armored);
+        gate.open();
+
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        project.assert_installed(&release);
+        larder.setup.holds(1).await;
+    }
+    let (host, path) = release.archive_path();
+    assert_eq!(upstream.gets(host, &path), 1);
+    let words = [release.sums_url(), release.signature_url()];
+    let asked = requests(&larder, &format!("GET {}", release.archive_url())).await;
+    assert!(
+        words
+            .iter()
+            .all(|url| asked.contains(&format!("GET {url}")))
     );
 }
 
@@ -318,6 +363,10 @@ struct OldProject {
 
 impl OldProject {
     fn init(&self) -> Output {
+        self.command().output().unwrap()
+    }
+
+    fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         self.setup.cleanse(&mut command);
         command
@@ -328,7 +377,7 @@ impl OldProject {
             .env("HTTPS_PROXY", &self.proxy)
             .env("SSL_CERT_FILE", self.setup.ca_pem())
             .env("CHECKPOINT_DISABLE", "1");
-        command.output().unwrap()
+        command
     }
 
     #[track_caller]
