@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use hyper::body::Incoming;
-use hyper::header::HeaderMap;
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use url::Url;
@@ -306,11 +306,24 @@ pub async fn refusal(response: hyper::Response<Incoming>, url: &Url) -> Refusal 
     };
     // What came by then is what there is.
     let _ = tokio::time::timeout(REFUSAL_PATIENCE, reading).await;
+    let mut headers = end_to_end(&parts.headers);
+    if !is_text(&bytes) {
+        // Some clients look at no status: they would unpack it.
+        bytes.clear();
+        headers.remove(CONTENT_TYPE);
+        headers.remove(CONTENT_ENCODING);
+    }
     Refusal {
         status: parts.status,
-        headers: end_to_end(&parts.headers),
+        headers,
         body: bytes.into(),
     }
+}
+
+/// No archive is text: each format has bytes in its head that are not. Text may end within a letter.
+fn is_text(bytes: &[u8]) -> bool {
+    let ends_early = |error: std::str::Utf8Error| error.error_len().is_none();
+    !bytes.contains(&0) && std::str::from_utf8(bytes).map_or_else(ends_early, |_| true)
 }
 
 async fn join(writing: &mut Option<JoinHandle<Written>>) -> Written {

@@ -97,11 +97,13 @@ pub fn route(path: &str) -> Kind {
         [.., "providers", _, _, _, "download", _, _] => return Kind::Download,
         _ => {}
     }
-    // Whatever else a release holds under its product's name is a build of it.
+    // Whatever else a release holds under its product's name is a build of it, except for what
+    // describes it (`…_manifest.json`, which packer reads and sums need not list).
     if let [.., product, version, file] = segments[..]
         && !product.is_empty()
         && is_version(version)
         && file.starts_with(product)
+        && !lower.ends_with(".json")
     {
         return Kind::Archive;
     }
@@ -235,6 +237,7 @@ mod tests {
                 Kind::Archive,
             ),
             ("/vault/1.0.0/vault_1.0.0_linux_amd64", Kind::Archive),
+            ("/p/1.0.0/p_1.0.0_manifest.json", Kind::Other),
             ("/terraform/", Kind::Listing),
             ("/", Kind::Listing),
             ("/.well-known/pgp-key.txt", Kind::Other),

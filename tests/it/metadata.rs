@@ -382,6 +382,34 @@ async fn concurrent_asks_for_one_document_are_one_upstream_request() {
     assert_eq!(upstream.gets(TERRAFORM, VERSIONS), 1);
 }
 
+/// A registry may tell old versions of terraform something else, and says so in Vary.
+#[tokio::test]
+async fn terraforms_of_two_versions_at_once_each_get_their_own_answer() {
+    let (upstream, larder) = started().await;
+    let path = "/v1/providers/a/b/versions";
+    let gate = Gate::closed();
+    let held = gate.clone();
+    upstream.route_fn(TERRAFORM, path, move |seen| {
+        let version = seen.header("x-terraform-version").unwrap_or("none");
+        let body = format!("{{\"versions\":[],\"for\":\"{version}\"}}");
+        let reply = Reply::json(body).header("Vary", "X-Terraform-Version");
+        reply.held_by(&held)
+    });
+    let ask = |version: &'static str| {
+        let client = larder.client();
+        tokio::spawn(async move {
+            let headers = [("X-Terraform-Version", version)];
+            client.get_with(&registry(path), &headers).await.json()
+        })
+    };
+    let asked = ["0.12.29", "1.11.4", "0.12.29"].map(|version| (version, ask(version)));
+    eventually("two are asked for", || upstream.gets(TERRAFORM, path) == 2).await;
+    gate.open();
+    for (version, answer) in asked {
+        assert_eq!(answer.await.unwrap()["for"], version);
+    }
+}
+
 /// The one who asked first has gone; those who joined must not go with it.
 #[tokio::test]
 async fn a_first_asker_that_hangs_up_takes_nobody_along() {

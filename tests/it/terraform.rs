@@ -267,8 +267,7 @@ async fn the_real_aws_provider_has_its_real_hash() {
 pub fn no_terraform() -> bool {
     let found = Command::new("terraform").arg("version").output().is_ok();
     if !found {
-        let required = std::env::var("LARDER_TEST_REQUIRE").unwrap_or_default();
-        assert!(!required.contains("terraform"), "no terraform on PATH");
+        assert!(!is_required("terraform"), "no terraform on PATH");
         println!("skipped: no terraform on PATH");
     }
     !found
@@ -281,11 +280,7 @@ fn real_aws() -> Option<Vec<u8>> {
         .map(|folder| files_below(Path::new(&folder)))
         .unwrap_or_default();
     let Some(file) = files.iter().find(|file| file.ends_with(name)) else {
-        let required = std::env::var("LARDER_TEST_REQUIRE").unwrap_or_default();
-        assert!(
-            !required.contains("aws"),
-            "no {name} below LARDER_TEST_AWS_DIR"
-        );
+        assert!(!is_required("aws"), "no {name} below LARDER_TEST_AWS_DIR");
         println!("skipped: no {name} below LARDER_TEST_AWS_DIR");
         return None;
     };

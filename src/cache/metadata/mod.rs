@@ -28,6 +28,7 @@ use crate::terraform::route::Kind;
 use crate::terraform::sums::Sums;
 use crate::upstream::{Ask, Upstream, shown_url};
 
+const VERSION: &str = "x-terraform-version";
 /// Clients give up after 10 s: what is behind one request must be over before.
 const DEADLINE: Duration = Duration::from_secs(7);
 const DEADLINE_WITH_LAST_GOOD: Duration = Duration::from_secs(3);
@@ -55,11 +56,13 @@ pub struct Metadata {
     catalogue: Catalogue,
     hot: Cache<String, Arc<Document>>,
     sums: Cache<String, (Arc<Document>, Option<Arc<Sums>>)>,
-    flights: Mutex<HashMap<String, Flight>>,
+    flights: Mutex<HashMap<FlightKey, Flight>>,
     /// Documents that took part in a contradiction
     doubted: Cache<String, ()>,
 }
 
+/// The document, and the version of Terraform or OpenTofu that asks
+type FlightKey = (String, Vec<u8>);
 type Flight = Shared<BoxFuture<'static, Result<Fetched, Error>>>;
 
 #[derive(Clone)]
@@ -357,12 +360,15 @@ impl Metadata {
         wish: &Wish,
         held: &Option<Arc<Document>>,
     ) -> (Flight, bool) {
+        // A registry may tell each version of its clients something else.
+        let version = wish.headers.get(VERSION).map(HeaderValue::as_bytes);
+        let key = (key.to_owned(), version.unwrap_or_default().to_vec());
         let mut flights = lock(&self.flights);
-        if let Some(flight) = flights.get(key) {
+        if let Some(flight) = flights.get(&key) {
             return (flight.clone(), true);
         }
         let (this, wish, held) = (self.clone(), wish.clone(), held.clone());
-        let (table, table_key) = (self.clone(), key.to_owned());
+        let (table, table_key) = (self.clone(), key.clone());
         let task = tokio::spawn(async move {
             // However the task ends, the place is free for the next one. Made within the task: a
             // runtime that is closing drops it here, under the lock.
@@ -380,7 +386,7 @@ impl Metadata {
             })
             .boxed()
             .shared();
-        flights.insert(key.to_owned(), flight.clone());
+        flights.insert(key, flight.clone());
         (flight, false)
     }
 
@@ -400,7 +406,7 @@ fn learn(catalogue: &Catalogue, document: &Document, url: &Url) {
 }
 
 /// Takes a flight out of the table.
-struct Landing(Arc<Metadata>, String);
+struct Landing(Arc<Metadata>, FlightKey);
 
 impl Drop for Landing {
     fn drop(&mut self) {

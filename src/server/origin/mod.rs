@@ -108,6 +108,8 @@ impl Asking {
             // Whatever its name looks like: a document says that it is an archive. But what the
             // protocols name is what they say, whoever claims it.
             kind = Kind::Archive;
+        } else if kind == Kind::Other && is_page_of_product(&url) {
+            kind = Kind::Listing;
         }
         let elsewhere = path.starts_with(OWN_PREFIX);
         let plain = matches!(self.parts.method, Method::GET | Method::HEAD);
@@ -407,6 +409,11 @@ fn held_headers(held: &Held) -> HeaderMap {
         );
     }
     headers
+}
+
+/// Whether this is a product's page on the releases site, asked for without the slash at its end.
+fn is_page_of_product(url: &Url) -> bool {
+    Subject::of_release(url).is_some_and(|subject| subject.version.is_none())
 }
 
 /// A client that reloads (RFC 9111 section 5.2.1.4) wants upstream to be asked.

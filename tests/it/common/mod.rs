@@ -61,6 +61,13 @@ pub async fn within<T>(what: &str, wait: impl Future<Output = T>) -> T {
     }
 }
 
+/// Whether this machine must have what a test needs, by its name in the list LARDER_TEST_REQUIRE: its
+/// absence is a failure then, not a skip.
+pub fn is_required(what: &str) -> bool {
+    let required = std::env::var("LARDER_TEST_REQUIRE").unwrap_or_default();
+    required.split(',').any(|name| name.trim() == what)
+}
+
 /// Every regular file below `dir`; none if there is no such folder.
 pub fn files_below(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();

@@ -5,6 +5,7 @@ use pgp::composed::{
     ArmorOptions, DetachedSignature, KeyType, SecretKeyParamsBuilder, SignedPublicKey,
     SignedSecretKey,
 };
+use pgp::crypto::ecc_curve::ECCCurve;
 use pgp::crypto::hash::HashAlgorithm;
 use pgp::ser::Serialize;
 use pgp::types::{KeyDetails, Password};
@@ -24,9 +25,18 @@ pub struct PublicKey {
 
 impl Signer {
     pub fn new() -> Self {
+        Self::of_kind(KeyType::Ed25519Legacy)
+    }
+
+    /// With a key that terraform before 0.15 can read: those know no EdDSA.
+    pub fn for_old_clients() -> Self {
+        Self::of_kind(KeyType::ECDSA(ECCCurve::P256))
+    }
+
+    fn of_kind(kind: KeyType) -> Self {
         let mut params = SecretKeyParamsBuilder::default();
         params
-            .key_type(KeyType::Ed25519Legacy)
+            .key_type(kind)
             .can_certify(true)
             .can_sign(true)
             .primary_user_id("A Publisher <publisher@example.com>".into());
