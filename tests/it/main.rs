@@ -31,3 +31,4 @@ mod store;
 mod terraform;
 mod trouble;
 mod trust;
+mod trust_store;
