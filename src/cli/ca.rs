@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use crate::ca::inspect::{Inspection, PublicKey};
+use crate::ca::inspect::{Inspection, PublicKey, Seen};
 use crate::ca::trust_store::{Done, Failure, TrustStore};
 use crate::ca::{Ca, bundle};
 use crate::config::{CommonArgs, Config, HostName, ServeArgs};
@@ -173,7 +173,7 @@ fn word(path: &Path) -> String {
 /// the larder that the user runs.
 fn refuse_to_make_one_under_sudo(data_dir: &Path) -> Result<(), Exit> {
     let by_sudo = std::env::var("SUDO_UID").is_ok_and(|uid| !uid.is_empty() && uid != "0");
-    if !by_sudo || Inspection::of(data_dir).public_key().is_some() {
+    if !by_sudo || !matches!(Inspection::of(data_dir).cert, Seen::Absent) {
         return Ok(());
     }
     Err(Exit::failed(format!(

@@ -9,6 +9,7 @@ mod ca;
 mod certified;
 mod common;
 mod cooldown;
+mod doctor;
 mod faults;
 mod gates;
 mod hardening;
