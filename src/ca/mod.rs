@@ -5,6 +5,7 @@
 
 pub mod bundle;
 pub mod inspect;
+mod tool;
 pub mod trust_store;
 
 use std::fs;

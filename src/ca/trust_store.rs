@@ -5,27 +5,18 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::process::Command;
 
 use super::inspect::PublicKey;
+use super::tool::Tool;
 use super::{bundle, write_atomically};
 
-/// Some systems hand the list on to Java and others, which takes its time.
-const TOOL_TIME: Duration = Duration::from_secs(120);
-/// Of a tool's words
-const SHOWN: u64 = 4096;
 /// A larger file is no certificate.
 const CERTIFICATE_LIMIT: u64 = 256 << 10;
 /// A larger one is no bundle of roots, of which there are a few hundred.
 const BUNDLE_LIMIT: u64 = 64 << 20;
-const TOOL_FOLDERS: [&str; 4] = ["usr/sbin", "usr/bin", "sbin", "bin"];
-
 /// How systems of one kind keep what they trust. Paths are below the root.
 #[derive(Debug)]
 struct Way {
@@ -80,7 +71,7 @@ const WAYS: [Way; 4] = [
 pub struct TrustStore {
     root: PathBuf,
     way: &'static Way,
-    tool: PathBuf,
+    tool: Tool,
 }
 
 /// Why a trust store is not as it was asked for.
@@ -98,7 +89,7 @@ impl TrustStore {
     /// The one that exists below `root` (which is `/` but for trying), with its folder and its tool.
     pub fn find(root: &Path) -> Option<Self> {
         WAYS.iter().find_map(|way| {
-            let tool = tool(root, way.tool)?;
+            let tool = Tool::find(root, way.tool)?;
             root.join(way.anchors).is_dir().then(|| Self {
                 root: root.to_owned(),
                 way,
@@ -163,8 +154,8 @@ impl TrustStore {
         let bundled = self.bundled(key);
         if !bundled.contains(ca) {
             return Err(other(format!(
-                "{} ended well, but {} does not hold the certificate",
-                self.tool.display(),
+                "`{}` ended well, but {} does not hold the certificate",
+                self.tool_command(),
                 self.bundle().display()
             )));
         }
@@ -228,9 +219,7 @@ impl TrustStore {
 
     /// The command that has the tool read the folder again.
     pub fn tool_command(&self) -> String {
-        let mut words = vec![self.tool.display().to_string()];
-        words.extend(self.way.arguments.iter().map(|word| word.to_string()));
-        words.join(" ")
+        self.tool.command(self.way.arguments)
     }
 
     fn bundle(&self) -> PathBuf {
@@ -323,38 +312,8 @@ impl TrustStore {
         }
     }
 
-    /// Runs the tool; its words are shown where it fails.
     async fn run(&self, arguments: &[&str]) -> Result<String, Failure> {
-        let shown = [&[self.tool.to_string_lossy().as_ref()], arguments]
-            .concat()
-            .join(" ");
-        let failed = |why: String| other(format!("`{shown}` {why}"));
-        let mut command = Command::new(&self.tool);
-        command
-            .args(arguments)
-            .env("PATH", tool_path())
-            .env("LC_ALL", "C")
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        let mut child = command
-            .spawn()
-            .map_err(|e| failed(format!("could not be run: {e}")))?;
-        let (out, err) = (child.stdout.take(), child.stderr.take());
-        let ended = tokio::time::timeout(TOOL_TIME, async {
-            tokio::join!(words(out), words(err), child.wait())
-        });
-        let (out, err, status) = ended
-            .await
-            .map_err(|_| failed(format!("took over {} s", TOOL_TIME.as_secs())))?;
-        let status = status.map_err(|e| failed(format!("could not be waited for: {e}")))?;
-        if !status.success() {
-            let said = [err, out].join(" ");
-            return Err(failed(format!("failed ({status}): {}", said.trim())));
-        }
-        Ok(format!("ran {shown}"))
+        self.tool.run(arguments).await.map_err(other)
     }
 }
 
@@ -440,22 +399,6 @@ fn over(certs: Vec<CertificateDer<'static>>, key: &PublicKey) -> Vec<Certificate
     certs.into_iter().filter(ours).collect()
 }
 
-fn tool(root: &Path, name: &str) -> Option<PathBuf> {
-    let mut paths = TOOL_FOLDERS.iter().map(|dir| root.join(dir).join(name));
-    paths.find(|path| {
-        fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
-    })
-}
-
-/// The tools are scripts that need others, also those that users do not have on their PATH.
-fn tool_path() -> String {
-    let folders = TOOL_FOLDERS.map(|dir| format!("/{dir}")).join(":");
-    match std::env::var("PATH") {
-        Ok(path) if !path.is_empty() => format!("{path}:{folders}"),
-        _ => folders,
-    }
-}
-
 /// A file's certificates, in PEM or DER; none if it holds nothing of that kind.
 fn certificates(path: &Path) -> Vec<CertificateDer<'static>> {
     let small = fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() <= CERTIFICATE_LIMIT);
@@ -468,18 +411,6 @@ fn certificates(path: &Path) -> Vec<CertificateDer<'static>> {
         true => vec![CertificateDer::from(bytes)],
         false => pem,
     }
-}
-
-/// The beginning of what a tool says; the rest is read and dropped, so that it does not wait.
-async fn words(pipe: Option<impl AsyncRead + Unpin>) -> String {
-    let Some(mut pipe) = pipe else {
-        return String::new();
-    };
-    let mut bytes = Vec::new();
-    let _ = (&mut pipe).take(SHOWN).read_to_end(&mut bytes).await;
-    let _ = tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await;
-    let said = String::from_utf8_lossy(&bytes);
-    said.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
