@@ -36,6 +36,9 @@ pub struct Running {
     /// Whether it ends with the last `larder run` that uses it
     #[serde(default)]
     pub until_unused: bool,
+    /// Of larder
+    #[serde(default)]
+    pub version: String,
 }
 
 impl Instance {
@@ -113,6 +116,7 @@ impl Instance {
             token,
             login,
             until_unused: self.until_unused,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let text = serde_json::to_vec(&running)?;
         self.file.set_len(0)?;
@@ -132,6 +136,7 @@ pub fn find(data_dir: &Path) -> Option<Running> {
             token: String::new(),
             login: None,
             until_unused: false,
+            version: String::new(),
         })),
     }
 }
@@ -143,7 +148,8 @@ fn read(mut file: &File) -> Option<Running> {
     serde_json::from_str(&text).ok()
 }
 
-fn lock_path(data_dir: &Path) -> PathBuf {
+/// The file that bears the lock.
+pub fn lock_path(data_dir: &Path) -> PathBuf {
     data_dir.join("lock")
 }
 

@@ -4,6 +4,9 @@
 //! it is asked for, which the caller takes from its own lists.
 
 pub mod bundle;
+pub mod inspect;
+mod tool;
+pub mod trust_store;
 
 use std::fs;
 use std::io::{self, Write as _};

@@ -2,6 +2,7 @@
 
 mod api;
 mod ca;
+mod doctor;
 mod env;
 mod explain;
 mod gc;
@@ -51,7 +52,7 @@ enum Command {
     Run(run::Args),
     /// Print the settings that send a shell's Terraform traffic through the proxy
     Env(env::Args),
-    /// Show or renew larder's certificate authority
+    /// Show, install, take out or renew larder's certificate authority
     Ca(ca::Args),
     /// List what is held, and how it was verified
     List(list::Args),
@@ -63,6 +64,8 @@ enum Command {
     Registry(registry::Args),
     /// Evict what was used longest ago
     Gc(gc::Args),
+    /// Look for what keeps larder from working, and say how it is mended
+    Doctor(doctor::Args),
     /// Print shell completions
     Completions { shell: clap_complete::Shell },
 }
@@ -86,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify::main(&cli.common, &args),
         Command::Registry(args) => registry::main(&cli.common, &args),
         Command::Gc(args) => gc::main(&cli.common, &args),
+        Command::Doctor(args) => doctor::main(&cli.common, &args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "larder", &mut script);

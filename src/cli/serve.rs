@@ -1,9 +1,11 @@
 //! `larder serve`
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -12,7 +14,7 @@ use crate::cache::Cache;
 use crate::cache::metadata::{Bounds, Metadata};
 use crate::cache::sightings::Sightings;
 use crate::cache::trust::Judge;
-use crate::config::{Cidr, CommonArgs, Config, HostName, Parent, ServeArgs};
+use crate::config::{Authority, Cidr, CommonArgs, Config, HostName, Parent, ServeArgs};
 use crate::digest::Digest;
 use crate::error::Exit;
 use crate::instance::Instance;
@@ -66,15 +68,7 @@ async fn serve(
     for name in names(&config).iter().filter(|name| !ca.permits(name)) {
         tracing::warn!(%name, "the CA may not sign for this host; run `larder ca renew` and start larder again");
     }
-    let mut roots = bundle::upstream_roots();
-    for path in &config.upstream_ca {
-        roots.extend(bundle::read_pem(path).map_err(|why| {
-            Exit::usage(format!(
-                "upstream_ca: {}: {why}; name a file of PEM certificates",
-                path.display()
-            ))
-        })?);
-    }
+    let roots = roots(&config)?;
     let judge = Arc::new(Judge::new(
         config.policy.clone(),
         config.republished,
@@ -90,24 +84,13 @@ async fn serve(
         .iter()
         .filter_map(|l| l.local_addr().ok())
         .collect();
-    let dialer = Dialer {
-        offline: config.offline,
-        reach: match config.loopback_only() {
-            true => Reach::LikeTheUser,
-            false => Reach::PublicOnly,
-        },
-        connect_to: config.connect_to.clone(),
-        configured: config.intercept.clone(),
-        listed: config.tunnels.clone(),
-        parent: parent(&config)?.filter(|parent| !is_own(&parent.proxy, &addrs)),
-        own: addrs.clone(),
-    };
     let registries = registries(&config)?;
     let locals = registries.iter().map(|registry| {
         registry.watch();
         let local: Box<dyn Local> = Box::new(registry.clone());
         (registry.host.clone(), local)
     });
+    let dialer = dialer(&config, addrs.clone())?;
     let upstream = Upstream::new(Arc::new(dialer), roots, locals.collect())
         .map(Arc::new)
         .map_err(|e| Exit::failed(format!("TLS cannot start: {e}")))?;
@@ -185,6 +168,36 @@ pub fn names(config: &Config) -> Vec<HostName> {
     names
 }
 
+/// Whom to trust upstream.
+pub fn roots(config: &Config) -> Result<Vec<CertificateDer<'static>>, Exit> {
+    let mut roots = bundle::upstream_roots();
+    for path in &config.upstream_ca {
+        roots.extend(bundle::read_pem(path).map_err(|why| {
+            Exit::usage(format!(
+                "upstream_ca: {}: {why}; name a file of PEM certificates",
+                path.display()
+            ))
+        })?);
+    }
+    Ok(roots)
+}
+
+/// How a larder that listens on `own` connects to others.
+pub fn dialer(config: &Config, own: Vec<SocketAddr>) -> Result<Dialer, Exit> {
+    Ok(Dialer {
+        offline: config.offline,
+        reach: match config.loopback_only() {
+            true => Reach::LikeTheUser,
+            false => Reach::PublicOnly,
+        },
+        connect_to: config.connect_to.clone(),
+        configured: config.intercept.clone(),
+        listed: config.tunnels.clone(),
+        parent: parent(config)?.filter(|parent| !is_own(&parent.proxy.authority, &own)),
+        own,
+    })
+}
+
 async fn bind(config: &Config) -> Result<Vec<TcpListener>, Exit> {
     let mut listeners = Vec::new();
     for addr in &config.listen {
@@ -221,10 +234,10 @@ fn parent(config: &Config) -> Result<Option<ParentProxy>, Exit> {
 }
 
 /// An inherited HTTPS_PROXY may well be this very larder.
-fn is_own(parent: &Parent, listeners: &[std::net::SocketAddr]) -> bool {
-    let host = &parent.authority.host;
+pub fn is_own(proxy: &Authority, listeners: &[SocketAddr]) -> bool {
+    let host = &proxy.host;
     listeners.iter().any(|own| {
-        own.port() == parent.authority.port
+        own.port() == proxy.port
             && (host.as_str() == "localhost"
                 || host
                     .ip()

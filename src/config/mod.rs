@@ -96,15 +96,19 @@ impl std::str::FromStr for Redirect {
 impl Config {
     /// Settles flags and variables (already merged by clap) with the config file and the defaults.
     pub fn settle(common: &CommonArgs, serve: &ServeArgs) -> Result<Self, Exit> {
-        let (path, required) = match &common.config {
-            Some(path) => (Some(path.clone()), true),
-            None => (default_config_file(), false),
-        };
-        let file = match path {
-            Some(path) => File::read(&path, required)?,
+        let file = match Self::file(common) {
+            Some((path, required)) => File::read(&path, required)?,
             None => File::default(),
         };
         file.settle(common, serve)
+    }
+
+    /// The config file, and whether it must be there (it was named) or may be (it is the user's).
+    pub fn file(common: &CommonArgs) -> Option<(PathBuf, bool)> {
+        match &common.config {
+            Some(path) => Some((path.clone(), true)),
+            None => Some((default_config_file()?, false)),
+        }
     }
 
     /// Whether a proxy with this configuration does what was wished for.
