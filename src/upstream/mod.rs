@@ -3,6 +3,7 @@
 pub mod dial;
 pub mod download;
 pub mod guard;
+pub mod parent;
 
 use std::error::Error as StdError;
 use std::future::Future;
@@ -24,7 +25,6 @@ use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use url::Url;
@@ -32,7 +32,7 @@ use url::Url;
 use crate::config::Authority;
 use crate::error::{Error, Kind};
 use crate::telemetry::{METRICS, Why};
-use dial::Dialer;
+use dial::{Dialer, Dialled};
 
 /// The body of a request that is sent upstream.
 pub type RequestBody = BoxBody<Bytes, hyper::Error>;
@@ -66,25 +66,10 @@ pub struct Ask<'a> {
 }
 
 impl Upstream {
-    pub fn new(dialer: Arc<Dialer>, roots: Vec<CertificateDer<'static>>) -> Result<Self, String> {
-        let mut store = RootCertStore::empty();
-        let (_, unreadable) = store.add_parsable_certificates(roots);
-        if unreadable > 0 {
-            tracing::debug!(
-                unreadable,
-                "some roots are of a form that is not understood"
-            );
-        }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut tls = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .map_err(|e| e.to_string())?
-            .with_root_certificates(store)
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    pub fn new(dialer: Arc<Dialer>, tls: TlsConnector) -> Self {
         let connector = Connector {
             dialer: dialer.clone(),
-            tls: TlsConnector::from(Arc::new(tls)),
+            tls,
         };
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE_CONNECTION)
@@ -93,7 +78,7 @@ impl Upstream {
             .timer(TokioTimer::new())
             .http1_max_buf_size(HEAD_LIMIT)
             .build(connector);
-        Ok(Self { client, dialer })
+        Self { client, dialer }
     }
 
     pub fn dialer(&self) -> &Arc<Dialer> {
@@ -115,6 +100,7 @@ impl Upstream {
             .headers_mut()
             .append(VIA, HeaderValue::from_static("1.1 larder"));
         let what = shown(request.uri());
+        let asked = authority(request.uri());
         METRICS
             .upstream_requests
             .get_or_create(&Why { purpose })
@@ -129,10 +115,14 @@ impl Upstream {
             )),
             Ok(Ok(response)) => Ok(response),
             Ok(Err(e)) => Err(explain(&what, &e)),
-            Err(_) => Err(Error::new(
-                Kind::Timeout,
-                format!("{what}: upstream did not answer in time; try again later"),
-            )),
+            Err(_) => {
+                let way = asked.map(|asked| self.dialer.by_way_of(&asked));
+                let way = way.unwrap_or_default();
+                Err(Error::new(
+                    Kind::Timeout,
+                    format!("{what}: upstream did not answer in time{way}; try again later"),
+                ))
+            }
         }
     }
 
@@ -187,6 +177,26 @@ impl Upstream {
             format!("{}: more than {REDIRECTS} redirects", shown_url(ask.url)),
         ))
     }
+}
+
+/// TLS to origins and to a parent proxy, by these roots.
+pub fn tls(roots: Vec<CertificateDer<'static>>) -> Result<TlsConnector, String> {
+    let mut store = RootCertStore::empty();
+    let (_, unreadable) = store.add_parsable_certificates(roots);
+    if unreadable > 0 {
+        tracing::debug!(
+            unreadable,
+            "some roots are of a form that is not understood"
+        );
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut tls = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(|e| e.to_string())?
+        .with_root_certificates(store)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsConnector::from(Arc::new(tls)))
 }
 
 /// Waits for the next chunk of a body, no longer than `idle`.
@@ -272,6 +282,15 @@ fn to_uri(url: &Url) -> Result<Uri, Error> {
     })
 }
 
+fn authority(uri: &Uri) -> Option<Authority> {
+    let default = match uri.scheme_str() {
+        Some("https") => 443,
+        _ => 80,
+    };
+    let host = uri.host()?.parse().ok()?;
+    Some(Authority::new(host, uri.port_u16().unwrap_or(default)))
+}
+
 fn shown(uri: &Uri) -> String {
     match Url::parse(&uri.to_string()) {
         Ok(url) => shown_url(&url),
@@ -314,26 +333,25 @@ impl Connector {
     async fn connect(self, uri: Uri) -> Result<Io, Error> {
         let bad = || Error::new(Kind::BadRequest, format!("{}: not a host", shown(&uri)));
         let https = uri.scheme_str() == Some("https");
-        let host = uri.host().ok_or_else(bad)?;
-        let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
-        let asked = Authority::new(host.parse().map_err(|_| bad())?, port);
-        let tcp = self.dialer.dial(&asked).await?;
+        let asked = authority(&uri).ok_or_else(bad)?;
+        let stream = self.dialer.dial(&asked).await?;
         if !https {
-            return Ok(Io(TokioIo::new(Box::new(tcp))));
+            return Ok(Io(TokioIo::new(stream)));
         }
+        let way = self.dialer.by_way_of(&asked);
         let name = ServerName::try_from(asked.host.as_str().to_owned()).map_err(|_| bad())?;
-        let tls = timeout(TLS_TIMEOUT, self.tls.connect(name, tcp))
+        let tls = timeout(TLS_TIMEOUT, self.tls.connect(name, stream))
             .await
             .map_err(|_| {
                 Error::new(
                     Kind::Timeout,
-                    format!("{asked}: the TLS handshake took over {} s", TLS_TIMEOUT.as_secs()),
+                    format!("{asked}: the TLS handshake{way} took over {} s; try again later", TLS_TIMEOUT.as_secs()),
                 )
             })?
             .map_err(|e| {
                 Error::new(
                     Kind::Tls,
-                    format!("{asked}: the TLS handshake failed: {e}; if upstream's CA is your own, name it with --upstream-ca"),
+                    format!("{asked}: the TLS handshake{way} failed: {e}; if upstream's CA is your own, name it with --upstream-ca"),
                 )
             })?;
         Ok(Io(TokioIo::new(Box::new(tls))))
@@ -354,11 +372,8 @@ impl tower_service::Service<Uri> for Connector {
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
 /// A connection of the pool.
-struct Io(TokioIo<Box<dyn Stream>>);
+struct Io(TokioIo<Dialled>);
 
 impl Connection for Io {
     fn connected(&self) -> Connected {
