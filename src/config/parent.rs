@@ -57,7 +57,12 @@ impl FromStr for Parent {
             true => s.to_owned(),
             false => format!("http://{s}"),
         };
-        let bad = || "not a proxy URL; write http://HOST:PORT".to_owned();
+        let bad = || {
+            match s.contains('@') {
+            true => "not a proxy URL; write http://USER:PASSWORD@HOST:PORT, with `/`, `?`, `#` and `@` of the password as %2F, %3F, %23 and %40".to_owned(),
+            false => "not a proxy URL; write http://HOST:PORT".to_owned(),
+        }
+        };
         let url = Url::parse(&with_scheme).map_err(|_| bad())?;
         let scheme = match url.scheme() {
             "http" => Scheme::Http,
@@ -73,7 +78,7 @@ impl FromStr for Parent {
         let port = url.port().unwrap_or_else(|| scheme.default_port());
         let bare = matches!(url.path(), "" | "/") && url.query().is_none();
         if !bare || url.fragment().is_some() || port == 0 {
-            return Err("not a proxy URL; write http://HOST:PORT alone, and `/`, `?` and `#` of a password as %2F, %3F and %23".into());
+            return Err(bad());
         }
         Ok(Self {
             scheme,

@@ -308,6 +308,9 @@ mod tests {
         let mut dialer = dialer("127.0.0.1:1".parse().unwrap());
         dialer.configured.push(asked.clone());
         dialer.offline = true;
-        assert_eq!(dialer.dial(&asked).await.err().unwrap().kind(), Kind::Offline);
+        assert_eq!(
+            dialer.dial(&asked).await.err().unwrap().kind(),
+            Kind::Offline
+        );
     }
 }

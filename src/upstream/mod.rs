@@ -419,6 +419,40 @@ mod tests {
         assert_eq!(shown_url(&url), "https://h.example/a/b");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn words_about_a_timeout_name_the_parent() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("bound");
+        let proxy = format!("https://{}", silent.local_addr().expect("bound"));
+        let tls = tls(Vec::new()).expect("TLS");
+        let dialer = Dialer {
+            offline: false,
+            reach: guard::Reach::LikeTheUser,
+            connect_to: vec![],
+            configured: vec![],
+            listed: Default::default(),
+            parent: Some(parent::ParentProxy {
+                proxy: proxy.parse().expect("a parent"),
+                except: Default::default(),
+                tls: tls.clone(),
+            }),
+            own: vec![],
+        };
+        let upstream = Upstream::new(Arc::new(dialer), tls);
+        let mut request = Request::new(no_body());
+        *request.uri_mut() = "https://a.example/b?secret".parse().expect("a URI");
+        // Less than the dial has.
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let outcome = upstream.send(request, deadline, "test").await;
+        let words = outcome.expect_err("nobody answered").to_string();
+        assert!(words.starts_with("https://a.example/b: "), "{words}");
+        assert!(
+            words.contains(&format!("through the parent proxy {proxy}")),
+            "{words}"
+        );
+    }
+
     #[test]
     fn backoff_grows_and_stays_bounded() {
         for tried in 1..TRIES {

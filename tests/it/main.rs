@@ -17,6 +17,7 @@ mod lists;
 mod logs;
 mod metadata;
 mod offline;
+mod parents;
 mod policy;
 mod proxy;
 mod range;
