@@ -45,6 +45,8 @@ pub enum Kind {
     ConnectFailed,
     /// The connection, or the answer's head, took too long.
     Timeout,
+    /// The parent proxy wants other credentials, or does not lead there.
+    ParentRefused,
     /// The TLS handshake with upstream failed.
     Tls,
     /// The answer ended early, or was no HTTP.
@@ -100,6 +102,7 @@ impl Kind {
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Dns
             | Self::ConnectFailed
+            | Self::ParentRefused
             | Self::Tls
             | Self::Incomplete
             | Self::Nonsense
@@ -124,6 +127,7 @@ impl Kind {
             Self::Busy => "connection_limit_reached",
             Self::Dns => "dns_error",
             Self::ConnectFailed => "connection_refused",
+            Self::ParentRefused => "proxy_configuration_error",
             Self::Timeout => "connection_timeout",
             Self::Tls => "tls_protocol_error",
             Self::Incomplete => "http_response_incomplete",

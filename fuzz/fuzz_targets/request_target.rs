@@ -2,7 +2,7 @@
 #![no_main]
 
 use http::uri::PathAndQuery;
-use larder::config::{Authority, ConnectTo, HostName, Parent, Period, Size};
+use larder::config::{Authority, ConnectTo, HostName, NoProxy, Parent, Period, Size};
 use larder::terraform::address::Subject;
 use larder::terraform::route::{Kind, check_path, file_name, route, sums_beside};
 use larder_fuzz::survives_printing;
@@ -158,11 +158,14 @@ fn hosts(text: &str) {
         assert_eq!(format!("{}ms", time.as_millis()).parse(), Ok(Period(time)));
     }
     if let Ok(parent) = text.parse::<Parent>() {
-        assert_eq!(
-            format!("{parent:?}"),
-            format!("http://{}", parent.authority)
-        );
         let bare: Parent = format!("{parent:?}").parse().expect("a parent");
-        assert_eq!((bare.authority, bare.credentials), (parent.authority, None));
+        let parent = Parent {
+            credentials: None,
+            ..parent
+        };
+        assert_eq!(bare, parent);
+    }
+    if let Ok(list) = text.parse::<NoProxy>() {
+        assert_eq!(list.to_string().parse(), Ok(list));
     }
 }

@@ -20,6 +20,8 @@ use std::time::SystemTime;
 
 use clap::builder::Resettable;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use rustls::pki_types::CertificateDer;
+use tokio_rustls::TlsConnector;
 
 use crate::cache::Cache;
 use crate::cache::metadata::{Bounds, Metadata};
@@ -188,9 +190,8 @@ fn peek(config: &Config) -> Result<Arc<Cache>, Exit> {
         parent: None,
         own: Vec::new(),
     };
-    let upstream = Upstream::new(Arc::new(dialer), Vec::new(), Default::default())
-        .map(Arc::new)
-        .map_err(|e| Exit::failed(format!("TLS cannot start: {e}")))?;
+    let tls = upstream_tls(Vec::new())?;
+    let upstream = Arc::new(Upstream::new(Arc::new(dialer), tls, Default::default()));
     let bounds = Bounds {
         document: config.limits.metadata_bytes,
         list_grace: config.version_list_grace,
@@ -206,6 +207,10 @@ fn peek(config: &Config) -> Result<Arc<Cache>, Exit> {
         Sightings::peek(&config.data_dir),
         0,
     ))
+}
+
+fn upstream_tls(roots: Vec<CertificateDer<'static>>) -> Result<TlsConnector, Exit> {
+    crate::upstream::tls(roots).map_err(|e| Exit::failed(format!("TLS cannot start: {e}")))
 }
 
 /// The keys that signatures are checked by, besides those that registries name.

@@ -1,5 +1,6 @@
 //! `larder serve`
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,13 +9,14 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_rustls::TlsConnector;
 
 use crate::ca::{Ca, bundle};
 use crate::cache::Cache;
 use crate::cache::metadata::{Bounds, Metadata};
 use crate::cache::sightings::Sightings;
 use crate::cache::trust::Judge;
-use crate::config::{Authority, Cidr, CommonArgs, Config, HostName, Parent, ServeArgs};
+use crate::config::{Authority, Cidr, CommonArgs, Config, HostName, NoProxy, Parent, ServeArgs};
 use crate::digest::Digest;
 use crate::error::Exit;
 use crate::instance::Instance;
@@ -22,9 +24,10 @@ use crate::registry::Registry;
 use crate::server::Server;
 use crate::store::Store;
 use crate::telemetry::start_logs;
-use crate::upstream::dial::{Dialer, NoProxy, ParentProxy};
+use crate::upstream::dial::{self, Dialer};
 use crate::upstream::guard::Reach;
-use crate::upstream::{Local, Upstream};
+use crate::upstream::parent::ParentProxy;
+use crate::upstream::{Local, Locals, Upstream};
 
 /// A proxy started for runs waits so long for the first of them.
 const FIRST_LEASE: Duration = Duration::from_secs(30);
@@ -68,7 +71,6 @@ async fn serve(
     for name in names(&config).iter().filter(|name| !ca.permits(name)) {
         tracing::warn!(%name, "the CA may not sign for this host; run `larder ca renew` and start larder again");
     }
-    let roots = roots(&config)?;
     let judge = Arc::new(Judge::new(
         config.policy.clone(),
         config.republished,
@@ -90,10 +92,7 @@ async fn serve(
         let local: Box<dyn Local> = Box::new(registry.clone());
         (registry.host.clone(), local)
     });
-    let dialer = dialer(&config, addrs.clone())?;
-    let upstream = Upstream::new(Arc::new(dialer), roots, locals.collect())
-        .map(Arc::new)
-        .map_err(|e| Exit::failed(format!("TLS cannot start: {e}")))?;
+    let upstream = Arc::new(upstream(&config, addrs.clone(), locals.collect())?);
     let metadata = Metadata::open(
         &config.data_dir,
         upstream.clone(),
@@ -182,9 +181,10 @@ pub fn roots(config: &Config) -> Result<Vec<CertificateDer<'static>>, Exit> {
     Ok(roots)
 }
 
-/// How a larder that listens on `own` connects to others.
-pub fn dialer(config: &Config, own: Vec<SocketAddr>) -> Result<Dialer, Exit> {
-    Ok(Dialer {
+/// The way to all origins; `own` is where larder listens.
+pub fn upstream(config: &Config, own: Vec<SocketAddr>, locals: Locals) -> Result<Upstream, Exit> {
+    let tls = super::upstream_tls(roots(config)?)?;
+    let dialer = Dialer {
         offline: config.offline,
         reach: match config.loopback_only() {
             true => Reach::LikeTheUser,
@@ -193,9 +193,10 @@ pub fn dialer(config: &Config, own: Vec<SocketAddr>) -> Result<Dialer, Exit> {
         connect_to: config.connect_to.clone(),
         configured: config.intercept.clone(),
         listed: config.tunnels.clone(),
-        parent: parent(config)?.filter(|parent| !is_own(&parent.proxy.authority, &own)),
+        parent: parent(config, &own, &tls)?,
         own,
-    })
+    };
+    Ok(Upstream::new(Arc::new(dialer), tls, locals))
 }
 
 async fn bind(config: &Config) -> Result<Vec<TcpListener>, Exit> {
@@ -211,38 +212,83 @@ async fn bind(config: &Config) -> Result<Vec<TcpListener>, Exit> {
     Ok(listeners)
 }
 
-/// The configured parent, or the one that the environment names.
-fn parent(config: &Config) -> Result<Option<ParentProxy>, Exit> {
-    let inherited = |names: [&str; 2]| {
-        names
-            .iter()
-            .filter_map(|name| std::env::var(name).ok())
-            .find(|value| !value.is_empty())
-    };
-    let except = NoProxy::parse(&inherited(["NO_PROXY", "no_proxy"]).unwrap_or_default());
-    let proxy = match &config.upstream_proxy {
+/// The configured parent, or the one that the environment names: which may well be this very larder.
+fn parent(
+    config: &Config,
+    listeners: &[SocketAddr],
+    tls: &TlsConnector,
+) -> Result<Option<ParentProxy>, Exit> {
+    let Some(proxy) = (match &config.upstream_proxy {
         Some(proxy) => Some(proxy.clone()),
-        None => inherited(["HTTPS_PROXY", "https_proxy"])
-            .map(|value| {
-                value.parse::<Parent>().map_err(|e| {
-                    Exit::usage(format!("HTTPS_PROXY as inherited: {e}; mend or unset it"))
-                })
-            })
-            .transpose()?,
+        None => inherited_parent()?,
+    }) else {
+        return Ok(None);
     };
-    Ok(proxy.map(|proxy| ParentProxy { proxy, except }))
+    if is_own(&proxy.authority, config, listeners) {
+        return Ok(None);
+    }
+    let except = match &config.no_proxy {
+        Some(list) => list.clone(),
+        None => inherited_exceptions(),
+    };
+    tracing::info!(parent = %proxy, no_proxy = %except, "upstream is reached through a parent proxy");
+    Ok(Some(ParentProxy {
+        proxy,
+        except,
+        tls: tls.clone(),
+    }))
+}
+
+fn inherited_parent() -> Result<Option<Parent>, Exit> {
+    let Some((name, value)) = inherited(["HTTPS_PROXY", "https_proxy"]) else {
+        return Ok(None);
+    };
+    // Without the value: it may hold a password.
+    let broken = |e: String| {
+        Exit::usage(format!(
+            "{name} as inherited: {e}; mend or unset it, or name the parent with --upstream-proxy"
+        ))
+    };
+    let text = value
+        .into_string()
+        .map_err(|_| broken("not UTF-8".into()))?;
+    text.parse().map(Some).map_err(broken)
+}
+
+fn inherited_exceptions() -> NoProxy {
+    let Some((name, value)) = inherited(["NO_PROXY", "no_proxy"]) else {
+        return NoProxy::default();
+    };
+    let text = value.to_string_lossy();
+    let (list, strange) = NoProxy::inherited(&text);
+    for entry in strange {
+        tracing::warn!(
+            variable = name,
+            ?entry,
+            "an entry that larder does not understand counts for nothing; write the list for larder with --no-proxy"
+        );
+    }
+    list
+}
+
+/// The first of these variables that is not empty.
+fn inherited(names: [&'static str; 2]) -> Option<(&'static str, OsString)> {
+    let mut values = names
+        .into_iter()
+        .filter_map(|name| Some((name, std::env::var_os(name)?)));
+    values.find(|(_, value)| !value.is_empty())
 }
 
 /// An inherited HTTPS_PROXY may well be this very larder.
-pub fn is_own(proxy: &Authority, listeners: &[SocketAddr]) -> bool {
-    let host = &proxy.host;
-    listeners.iter().any(|own| {
-        own.port() == proxy.port
-            && (host.as_str() == "localhost"
-                || host
-                    .ip()
-                    .is_some_and(|ip| ip == own.ip() || ip.is_loopback()))
-    })
+pub fn is_own(parent: &Authority, config: &Config, listeners: &[SocketAddr]) -> bool {
+    let Authority { host, port } = parent;
+    match host.ip() {
+        Some(ip) => dial::is_own(listeners, SocketAddr::new(ip, *port)),
+        None => {
+            let named = host.as_str() == "localhost" || config.hostnames.contains(host);
+            named && listeners.iter().any(|own| own.port() == *port)
+        }
+    }
 }
 
 fn random() -> Result<String, Exit> {

@@ -164,10 +164,7 @@ impl TunnelPattern {
             Self::Allow => true,
             Self::Deny => false,
             Self::Host(host, ports) => *host == asked.host && ports.fits(asked.port),
-            Self::Below(domain, ports) => {
-                let rest = asked.host.as_str().strip_suffix(domain.as_str());
-                rest.is_some_and(|rest| rest.ends_with('.')) && ports.fits(asked.port)
-            }
+            Self::Below(domain, ports) => asked.host.is_below(domain) && ports.fits(asked.port),
             Self::Range(range, ports) => {
                 let ip = asked.host.ip();
                 ip.is_some_and(|ip| range.contains(ip)) && ports.fits(asked.port)

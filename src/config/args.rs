@@ -9,7 +9,8 @@ use clap::{ArgAction, Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use super::access::{Cidr, TunnelPattern};
-use super::values::{Authority, ConnectTo, HostName, Parent, Period, Secret, Size};
+use super::parent::{NoProxy, Parent};
+use super::values::{Authority, ConnectTo, HostName, Period, Secret, Size};
 use super::{absolute, real};
 
 /// Options of every command.
@@ -113,7 +114,7 @@ pub struct ServeArgs {
         value_delimiter = ','
     )]
     pub upstream_ca: Vec<PathBuf>,
-    /// Parent proxy, http://[USER:PASSWORD@]HOST:PORT [default: HTTPS_PROXY and NO_PROXY as inherited]
+    /// Parent proxy, http|https|socks5://[USER:PASSWORD@]HOST[:PORT] [default: HTTPS_PROXY as inherited]
     #[arg(
         long,
         env = "LARDER_UPSTREAM_PROXY",
@@ -121,6 +122,10 @@ pub struct ServeArgs {
         hide_env_values = true
     )]
     pub upstream_proxy: Option<Secret>,
+    /// Hosts that are reached without the parent: NAME and all below it, .NAME, an address, a range,
+    /// each but the last with :PORT where one is meant, or * [default: NO_PROXY as inherited]
+    #[arg(long, env = "LARDER_NO_PROXY", value_name = "LIST")]
+    pub no_proxy: Vec<NoProxy>,
     /// How long running downloads may go on after SIGTERM [default: 10s]
     #[arg(long, env = "LARDER_DRAIN_TIMEOUT", value_name = "TIME")]
     pub drain_timeout: Option<Period>,
@@ -188,6 +193,9 @@ impl ServeArgs {
         for rule in &self.connect_to {
             add("--connect-to", rule.text().into());
         }
+        for list in &self.no_proxy {
+            add("--no-proxy", list.to_string().into());
+        }
         for name in &self.hostname {
             add("--hostname", name.to_string().into());
         }
@@ -230,7 +238,11 @@ impl ServeArgs {
             .as_ref()
             .and_then(|p| p.0.parse::<Parent>().ok())
         {
-            wish("upstream-proxy", parent.authority.to_string());
+            wish("upstream-proxy", parent.to_string());
+        }
+        if !self.no_proxy.is_empty() {
+            let list = NoProxy::concat(self.no_proxy.clone());
+            wish("no-proxy", list.to_string());
         }
         for authority in &self.intercept {
             wish("intercept", authority.to_string());
@@ -334,6 +346,7 @@ mod tests {
             tunnel: vec!["-a:1".parse().unwrap(), "*.b:*".parse().unwrap()],
             intercept: vec!["--verify".parse().unwrap()],
             connect_to: vec!["-a:1:b:2".parse().unwrap()],
+            no_proxy: vec!["-p:1, .b.example".parse().unwrap()],
             hostname: vec!["-h".parse().unwrap()],
             trusted_key: vec!["-k.asc".into()],
             ..Default::default()

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use super::access::{Cidr, Tunnels};
 use super::args::{CommonArgs, ServeArgs, Verify};
 use super::limits::Limits;
+use super::parent::NoProxy;
 use super::policy::{Pattern, Policy, Rules, VerifyRule};
 use super::values::{Authority, Period, Secret, Size};
 use super::{
@@ -62,6 +63,7 @@ pub struct File {
     connect_to: Option<OneOrMore>,
     upstream_ca: Option<OneOrMore>,
     upstream_proxy: Option<String>,
+    no_proxy: Option<OneOrMore>,
     drain_timeout: Option<String>,
     hostname: Option<OneOrMore>,
     registry: Option<Vec<RegistryTable>>,
@@ -236,6 +238,11 @@ impl File {
                 })
             })
             .transpose()?,
+            // A list of nothing is a list too: the inherited one does not count then.
+            no_proxy: (!serve.no_proxy.is_empty() || self.no_proxy.is_some())
+                .then(|| self.many("no_proxy", &serve.no_proxy, &self.no_proxy))
+                .transpose()?
+                .map(NoProxy::concat),
             drain_timeout: match serve.drain_timeout {
                 Some(time) => Some(time),
                 None => self.one("drain_timeout", &self.drain_timeout)?,
@@ -527,6 +534,7 @@ mod tests {
                 "tunnel = ['deny', 'a.example']",
                 ["tunnel", "deny", "alone"],
             ),
+            ("no_proxy = ['a b/c']", ["no_proxy", "b/c", "range"]),
             ("color = 'red'", ["color", "red", "keys"]),
             ("offline = 'x'", ["offline", "x", "boolean"]),
         ] {

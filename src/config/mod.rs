@@ -4,6 +4,7 @@ pub mod access;
 mod args;
 mod file;
 pub mod limits;
+mod parent;
 pub mod policy;
 mod values;
 
@@ -15,8 +16,9 @@ pub use access::{Cidr, Tunnels};
 pub use args::{CommonArgs, LogFormat, Republished, ServeArgs, ThirdParty, Verify, Wish};
 pub use file::File;
 pub use limits::Limits;
+pub use parent::{NoProxy, Parent, Scheme};
 pub use policy::Policy;
-pub use values::{Authority, ConnectTo, HostName, Parent, Period, Secret, Size};
+pub use values::{Authority, ConnectTo, HostName, Period, Secret, Size};
 
 use crate::error::Exit;
 
@@ -54,7 +56,10 @@ pub struct Config {
     pub tunnels: Tunnels,
     pub limits: Limits,
     pub upstream_ca: Vec<PathBuf>,
+    /// None: the one that the environment names, if any
     pub upstream_proxy: Option<Parent>,
+    /// None: what the environment lists
+    pub no_proxy: Option<NoProxy>,
     pub drain_timeout: Duration,
     pub hostnames: Vec<HostName>,
     pub registries: Vec<PrivateRegistry>,
@@ -133,7 +138,11 @@ impl Config {
             "third-party" => *value == format!("{:?}", self.third_party),
             "upstream-proxy" => {
                 let parent = self.upstream_proxy.as_ref();
-                parent.is_some_and(|parent| *value == parent.authority.to_string())
+                parent.is_some_and(|parent| *value == parent.to_string())
+            }
+            "no-proxy" => {
+                let list = self.no_proxy.as_ref();
+                list.is_some_and(|list| *value == list.to_string())
             }
             "intercept" => self.intercept.iter().any(|a| *value == a.to_string()),
             "connect-to" => self.connect_to.iter().any(|rule| value == rule.text()),

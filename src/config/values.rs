@@ -85,6 +85,12 @@ impl HostName {
     pub fn ip(&self) -> Option<IpAddr> {
         self.0.parse().ok()
     }
+
+    /// Whether it is a name below `base`, and not `base` itself.
+    pub fn is_below(&self, base: &Self) -> bool {
+        let rest = self.0.strip_suffix(&base.0);
+        rest.is_some_and(|rest| rest.ends_with('.'))
+    }
 }
 
 impl FromStr for HostName {
@@ -187,7 +193,7 @@ impl fmt::Display for Authority {
     }
 }
 
-fn parse_port(s: &str) -> Result<u16, String> {
+pub(super) fn parse_port(s: &str) -> Result<u16, String> {
     let digits = !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
     s.parse()
         .ok()
@@ -276,54 +282,6 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A parent proxy. Its credentials are never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Parent {
-    pub authority: Authority,
-    /// User and password, decoded.
-    pub credentials: Option<(String, String)>,
-}
-
-impl FromStr for Parent {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        let with_scheme = if s.contains("://") {
-            s.to_owned()
-        } else {
-            format!("http://{s}")
-        };
-        let bad = || "not a proxy URL; write http://HOST:PORT".to_owned();
-        let url = Url::parse(&with_scheme).map_err(|_| bad())?;
-        if url.scheme() != "http" {
-            return Err(format!(
-                "{}:// parents are not available in this version; write http://HOST:PORT",
-                url.scheme()
-            ));
-        }
-        let decode = |s: &str| {
-            percent_encoding::percent_decode_str(s)
-                .decode_utf8_lossy()
-                .into_owned()
-        };
-        Ok(Self {
-            authority: Authority::of(&url).ok_or_else(bad)?,
-            credentials: (!url.username().is_empty()).then(|| {
-                (
-                    decode(url.username()),
-                    decode(url.password().unwrap_or_default()),
-                )
-            }),
-        })
-    }
-}
-
-impl fmt::Debug for Parent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}", self.authority)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -376,15 +334,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn parent_hides_its_password() {
-        let parent: Parent = "http://me:s%40cret@proxy.example:8080"
-            .parse()
-            .expect("parent");
-        assert_eq!(parent.credentials, Some(("me".into(), "s@cret".into())));
-        assert_eq!(format!("{parent:?}"), "http://proxy.example:8080");
-    }
-
     proptest! {
         #[test]
         fn parsers_never_panic(text in "\\PC{0,40}") {
@@ -392,7 +341,6 @@ mod tests {
             let _ = text.parse::<ConnectTo>();
             let _ = text.parse::<Size>();
             let _ = text.parse::<Period>();
-            let _ = text.parse::<Parent>();
         }
 
         #[test]

@@ -4,20 +4,25 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use base64::Engine as _;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
 use super::guard::{Reach, judge};
-use crate::config::{Authority, ConnectTo, HostName, Parent, Tunnels};
+use super::parent::ParentProxy;
+use crate::config::{Authority, ConnectTo, Tunnels};
 use crate::error::{Error, Kind};
 
-/// For all addresses of a name together.
+/// For all addresses of a name together, and all that a parent proxy does.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For one address where there are others to try.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(2);
-const PARENT_HEAD_LIMIT: usize = 16 * 1024;
+
+/// What was connected to: over TCP, or through a parent proxy by TLS over TCP.
+pub type Dialled = Box<dyn Stream>;
+
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// How larder connects to anybody.
 pub struct Dialer {
@@ -33,16 +38,9 @@ pub struct Dialer {
     pub own: Vec<SocketAddr>,
 }
 
-/// A parent proxy and who is asked without it.
-#[derive(Clone, Debug)]
-pub struct ParentProxy {
-    pub proxy: Parent,
-    pub except: NoProxy,
-}
-
 impl Dialer {
-    /// A TCP connection to where `asked` leads, past the guard.
-    pub async fn dial(&self, asked: &Authority) -> Result<TcpStream, Error> {
+    /// A connection to where `asked` leads, past the guard.
+    pub async fn dial(&self, asked: &Authority) -> Result<Dialled, Error> {
         if self.offline {
             return Err(Error::new(
                 Kind::Offline,
@@ -54,11 +52,31 @@ impl Dialer {
         timeout(CONNECT_TIMEOUT, self.dial_unbounded(asked))
             .await
             .unwrap_or_else(|_| {
-                Err(Error::new(
-                    Kind::Timeout,
-                    format!("{asked} did not answer within {} s; check the network, or set --upstream-proxy if it is reached through one", CONNECT_TIMEOUT.as_secs()),
-                ))
+                let seconds = CONNECT_TIMEOUT.as_secs();
+                let words = match self.parent_of(asked) {
+                    None => format!("{asked} did not answer within {seconds} s; check the network, or set --upstream-proxy if it is reached through one"),
+                    Some(parent) => format!("{asked} is reached through the parent proxy {}, which did not lead there within {seconds} s; check --upstream-proxy, or HTTPS_PROXY as inherited", parent.proxy),
+                };
+                Err(Error::new(Kind::Timeout, words))
             })
+    }
+
+    /// The parent through which `asked` is reached.
+    pub fn parent_of(&self, asked: &Authority) -> Option<&ParentProxy> {
+        if self.overridden(asked).is_some() {
+            return None;
+        }
+        self.parent
+            .as_ref()
+            .filter(|parent| !parent.except.covers(asked))
+    }
+
+    /// ` through the parent proxy …`, for words about a failure on the way to `asked`.
+    pub fn by_way_of(&self, asked: &Authority) -> String {
+        match self.parent_of(asked) {
+            Some(parent) => format!(" through the parent proxy {}", parent.proxy),
+            None => String::new(),
+        }
     }
 
     /// Ports that may be reached on targets nobody named.
@@ -83,29 +101,27 @@ impl Dialer {
         self.connect_to.iter().find_map(|rule| rule.apply(asked))
     }
 
-    async fn dial_unbounded(&self, asked: &Authority) -> Result<TcpStream, Error> {
+    async fn dial_unbounded(&self, asked: &Authority) -> Result<Dialled, Error> {
         if let Some(target) = self.overridden(asked) {
-            return self.connect(asked, &target, None).await;
+            return Ok(Box::new(self.connect(asked, &target, None).await?));
         }
         let guard = (!self.configured.contains(asked)).then_some(self.reach);
         if guard.is_some() {
             self.judge_port(asked)?;
         }
-        if let Some(parent) = &self.parent
-            && !parent.except.covers(asked)
-        {
+        if let Some(parent) = self.parent_of(asked) {
             // Behind a parent, names are its to resolve: literals are all that can be judged.
             if let (Some(ip), Some(reach)) = (asked.host.ip(), guard) {
                 self.judge(asked, ip, reach)?;
             }
             let proxy = &parent.proxy.authority;
-            let stream = self.connect(proxy, proxy, None).await.map_err(|e| {
-                let words = format!("{asked} is reached through the parent proxy {proxy} (--upstream-proxy, or HTTPS_PROXY as inherited), but {e}");
+            let tcp = self.connect(proxy, proxy, None).await.map_err(|e| {
+                let words = format!("{asked} is reached through the parent proxy {} (--upstream-proxy, or HTTPS_PROXY as inherited), but {e}", parent.proxy);
                 Error::new(e.kind(), words)
             })?;
-            return connect_through(stream, asked, &parent.proxy).await;
+            return parent.lead(Box::new(tcp), asked).await;
         }
-        self.connect(asked, asked, guard).await
+        Ok(Box::new(self.connect(asked, asked, guard).await?))
     }
 
     async fn connect(
@@ -118,7 +134,7 @@ impl Dialer {
         let mut refused = None;
         let mut allowed = Vec::new();
         for address in addresses {
-            if self.is_own(address) {
+            if is_own(&self.own, address) {
                 refused = Some(Error::new(
                     Kind::Loop,
                     format!(
@@ -172,15 +188,16 @@ impl Dialer {
             _ => Ok(()),
         }
     }
+}
 
-    fn is_own(&self, address: SocketAddr) -> bool {
-        self.own.iter().any(|listener| {
-            listener.port() == address.port()
-                && (listener.ip() == address.ip()
-                    || address.ip().is_unspecified()
-                    || listener.ip().is_unspecified() && is_local(address.ip()))
-        })
-    }
+/// Whether somebody who connects to `address` reaches one of these listeners.
+pub fn is_own(listeners: &[SocketAddr], address: SocketAddr) -> bool {
+    listeners.iter().any(|listener| {
+        listener.port() == address.port()
+            && (listener.ip() == address.ip()
+                || address.ip().is_unspecified()
+                || listener.ip().is_unspecified() && is_local(address.ip()))
+    })
 }
 
 /// Whether the address is one of this machine's: only those can be bound.
@@ -215,113 +232,10 @@ fn prohibited(asked: &Authority, ip: IpAddr, what: &str) -> Error {
     )
 }
 
-/// RFC 9110 section 9.3.6, as a client.
-async fn connect_through(
-    mut stream: TcpStream,
-    asked: &Authority,
-    parent: &Parent,
-) -> Result<TcpStream, Error> {
-    let failed = |why: String| {
-        Error::new(
-            Kind::ConnectFailed,
-            format!(
-                "parent proxy {}: {why} for {asked}; check --upstream-proxy",
-                parent.authority
-            ),
-        )
-    };
-    let mut request = format!("CONNECT {asked} HTTP/1.1\r\nHost: {asked}\r\n");
-    if let Some((user, password)) = &parent.credentials {
-        let token = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
-        request.push_str(&format!("Proxy-Authorization: Basic {token}\r\n"));
-    }
-    request.push_str("\r\n");
-    stream
-        .write_all(request.as_bytes())
-        .await
-        .map_err(|e| failed(e.to_string()))?;
-    // Byte by byte: what follows the head belongs to the tunnel.
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        if head.len() > PARENT_HEAD_LIMIT {
-            return Err(failed("sent an endless answer".into()));
-        }
-        head.push(stream.read_u8().await.map_err(|e| failed(e.to_string()))?);
-    }
-    let head = String::from_utf8_lossy(&head);
-    let status_line = head.lines().next().unwrap_or_default();
-    match status_line.split(' ').nth(1) {
-        Some(status) if status.starts_with('2') => Ok(stream),
-        _ => Err(failed(format!("answered `{status_line}`"))),
-    }
-}
-
-/// `NO_PROXY`: hosts that are asked without the parent.
-#[derive(Clone, Debug, Default)]
-pub struct NoProxy(Vec<String>);
-
-impl NoProxy {
-    /// Entries by commas: a name (with all below it), an address, `HOST:PORT`, or `*`.
-    pub fn parse(list: &str) -> Self {
-        Self(
-            list.split(',')
-                .map(|entry| entry.trim().to_ascii_lowercase())
-                .filter(|entry| !entry.is_empty())
-                .collect(),
-        )
-    }
-
-    pub fn covers(&self, asked: &Authority) -> bool {
-        if asked.host.as_str() == "localhost" || asked.host.ip().is_some_and(|ip| ip.is_loopback())
-        {
-            return true;
-        }
-        self.0.iter().any(|entry| {
-            if entry == "*" {
-                return true;
-            }
-            let (name, port_fits) = match entry.rsplit_once(':') {
-                Some((name, port)) if port.parse::<u16>().is_ok() && !name.contains(':') => {
-                    (name, port == asked.port.to_string())
-                }
-                _ => (entry.as_str(), true),
-            };
-            let name = name.trim_start_matches("*.").trim_start_matches('.');
-            port_fits && below(&asked.host, name)
-        })
-    }
-}
-
-fn below(host: &HostName, base: &str) -> bool {
-    host.as_str()
-        .strip_suffix(base)
-        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn no_proxy_covers_names_below_addresses_and_ports() {
-        let list = NoProxy::parse("corp.example, .dot.example,10.0.0.1,port.example:8443");
-        let covers = |s: &str| list.covers(&s.parse().unwrap());
-        for yes in [
-            "corp.example",
-            "a.corp.example",
-            "x.dot.example",
-            "10.0.0.1",
-            "port.example:8443",
-            "localhost",
-        ] {
-            assert!(covers(yes), "{yes}");
-        }
-        for no in ["ecorp.example", "example", "10.0.0.2", "port.example"] {
-            assert!(!covers(no), "{no}");
-        }
-        assert!(NoProxy::parse("*").covers(&"any.example".parse().unwrap()));
-    }
 
     fn dialer(listener: SocketAddr) -> Dialer {
         Dialer {
@@ -342,7 +256,7 @@ mod tests {
         let mut dialer = dialer(own);
         let asked: Authority = "registry.terraform.io".parse().unwrap();
         dialer.connect_to = vec![format!("::127.0.0.1:{}", own.port()).parse().unwrap()];
-        assert_eq!(dialer.dial(&asked).await.unwrap_err().kind(), Kind::Loop);
+        assert_eq!(dialer.dial(&asked).await.err().unwrap().kind(), Kind::Loop);
     }
 
     #[tokio::test]
@@ -352,11 +266,39 @@ mod tests {
         let mut dialer = dialer("127.0.0.1:1".parse().unwrap());
         let asked: Authority = format!("localhost:{port}").parse().unwrap();
         assert_eq!(
-            dialer.dial(&asked).await.unwrap_err().kind(),
+            dialer.dial(&asked).await.err().unwrap().kind(),
             Kind::ProhibitedAddress
         );
         dialer.configured.push(asked.clone());
         assert!(dialer.dial(&asked).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_parent_that_says_nothing_is_waited_for_no_longer_than_anybody() {
+        for scheme in ["http", "https", "socks5"] {
+            let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("{scheme}://u:SECRET@{}", silent.local_addr().unwrap());
+            let mut dialer = dialer("127.0.0.1:1".parse().unwrap());
+            dialer.parent = Some(ParentProxy {
+                proxy: url.parse().unwrap(),
+                except: Default::default(),
+                tls: crate::upstream::tls(Vec::new()).unwrap(),
+            });
+            let start = tokio::time::Instant::now();
+            let asked = "a.example".parse().unwrap();
+            let e = dialer.dial(&asked).await.err().unwrap();
+            assert!(start.elapsed() <= CONNECT_TIMEOUT, "{:?}", start.elapsed());
+            assert_eq!(e.kind(), Kind::Timeout);
+            let told = e.to_string();
+            assert!(
+                told.contains("a.example:443") && !told.contains("SECRET"),
+                "{told}"
+            );
+            assert!(
+                told.contains(&format!("parent proxy {scheme}://127.0.0.1")),
+                "{told}"
+            );
+        }
     }
 
     #[tokio::test]
@@ -366,6 +308,9 @@ mod tests {
         let mut dialer = dialer("127.0.0.1:1".parse().unwrap());
         dialer.configured.push(asked.clone());
         dialer.offline = true;
-        assert_eq!(dialer.dial(&asked).await.unwrap_err().kind(), Kind::Offline);
+        assert_eq!(
+            dialer.dial(&asked).await.err().unwrap().kind(),
+            Kind::Offline
+        );
     }
 }

@@ -3,6 +3,7 @@
 pub mod dial;
 pub mod download;
 pub mod guard;
+pub mod parent;
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
@@ -25,7 +26,7 @@ use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+use tokio::io::DuplexStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use url::Url;
@@ -33,7 +34,7 @@ use url::Url;
 use crate::config::Authority;
 use crate::error::{Error, Kind};
 use crate::telemetry::{METRICS, Why};
-use dial::Dialer;
+use dial::{Dialer, Dialled};
 
 /// The body of a request that is sent upstream.
 pub type RequestBody = BoxBody<Bytes, hyper::Error>;
@@ -77,30 +78,11 @@ pub struct Ask<'a> {
 }
 
 impl Upstream {
-    pub fn new(
-        dialer: Arc<Dialer>,
-        roots: Vec<CertificateDer<'static>>,
-        locals: Locals,
-    ) -> Result<Self, String> {
+    pub fn new(dialer: Arc<Dialer>, tls: TlsConnector, locals: Locals) -> Self {
         let locals = Arc::new(locals);
-        let mut store = RootCertStore::empty();
-        let (_, unreadable) = store.add_parsable_certificates(roots);
-        if unreadable > 0 {
-            tracing::debug!(
-                unreadable,
-                "some roots are of a form that is not understood"
-            );
-        }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut tls = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .map_err(|e| e.to_string())?
-            .with_root_certificates(store)
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let connector = Connector {
             dialer: dialer.clone(),
-            tls: TlsConnector::from(Arc::new(tls)),
+            tls,
             locals: locals.clone(),
         };
         let client = Client::builder(TokioExecutor::new())
@@ -110,11 +92,11 @@ impl Upstream {
             .timer(TokioTimer::new())
             .http1_max_buf_size(HEAD_LIMIT)
             .build(connector);
-        Ok(Self {
+        Self {
             client,
             dialer,
             locals,
-        })
+        }
     }
 
     pub fn dialer(&self) -> &Arc<Dialer> {
@@ -138,6 +120,7 @@ impl Upstream {
             .headers_mut()
             .append(VIA, HeaderValue::from_static("1.1 larder"));
         let what = shown(request.uri());
+        let asked = authority(request.uri());
         METRICS
             .upstream_requests
             .get_or_create(&Why { purpose })
@@ -152,10 +135,14 @@ impl Upstream {
             )),
             Ok(Ok(response)) => Ok(response),
             Ok(Err(e)) => Err(explain(&what, &e)),
-            Err(_) => Err(Error::new(
-                Kind::Timeout,
-                format!("{what}: upstream did not answer in time; try again later"),
-            )),
+            Err(_) => {
+                let way = asked.map(|asked| self.dialer.by_way_of(&asked));
+                let way = way.unwrap_or_default();
+                Err(Error::new(
+                    Kind::Timeout,
+                    format!("{what}: upstream did not answer in time{way}; try again later"),
+                ))
+            }
         }
     }
 
@@ -210,6 +197,26 @@ impl Upstream {
             format!("{}: more than {REDIRECTS} redirects", shown_url(ask.url)),
         ))
     }
+}
+
+/// TLS to origins and to a parent proxy, by these roots.
+pub fn tls(roots: Vec<CertificateDer<'static>>) -> Result<TlsConnector, String> {
+    let mut store = RootCertStore::empty();
+    let (_, unreadable) = store.add_parsable_certificates(roots);
+    if unreadable > 0 {
+        tracing::debug!(
+            unreadable,
+            "some roots are of a form that is not understood"
+        );
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut tls = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(|e| e.to_string())?
+        .with_root_certificates(store)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsConnector::from(Arc::new(tls)))
 }
 
 /// Waits for the next chunk of a body, no longer than `idle`.
@@ -295,6 +302,15 @@ fn to_uri(url: &Url) -> Result<Uri, Error> {
     })
 }
 
+fn authority(uri: &Uri) -> Option<Authority> {
+    let default = match uri.scheme_str() {
+        Some("https") => 443,
+        _ => 80,
+    };
+    let host = uri.host()?.parse().ok()?;
+    Some(Authority::new(host, uri.port_u16().unwrap_or(default)))
+}
+
 fn shown(uri: &Uri) -> String {
     match Url::parse(&uri.to_string()) {
         Ok(url) => shown_url(&url),
@@ -338,29 +354,28 @@ impl Connector {
     async fn connect(self, uri: Uri) -> Result<Io, Error> {
         let bad = || Error::new(Kind::BadRequest, format!("{}: not a host", shown(&uri)));
         let https = uri.scheme_str() == Some("https");
-        let host = uri.host().ok_or_else(bad)?;
-        let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
-        let asked = Authority::new(host.parse().map_err(|_| bad())?, port);
+        let asked = authority(&uri).ok_or_else(bad)?;
         if let Some(local) = self.locals.get(&asked).filter(|_| https) {
             return Ok(Io(TokioIo::new(Box::new(local.open()))));
         }
-        let tcp = self.dialer.dial(&asked).await?;
+        let stream = self.dialer.dial(&asked).await?;
         if !https {
-            return Ok(Io(TokioIo::new(Box::new(tcp))));
+            return Ok(Io(TokioIo::new(stream)));
         }
+        let way = self.dialer.by_way_of(&asked);
         let name = ServerName::try_from(asked.host.as_str().to_owned()).map_err(|_| bad())?;
-        let tls = timeout(TLS_TIMEOUT, self.tls.connect(name, tcp))
+        let tls = timeout(TLS_TIMEOUT, self.tls.connect(name, stream))
             .await
             .map_err(|_| {
                 Error::new(
                     Kind::Timeout,
-                    format!("{asked}: the TLS handshake took over {} s", TLS_TIMEOUT.as_secs()),
+                    format!("{asked}: the TLS handshake{way} took over {} s; try again later", TLS_TIMEOUT.as_secs()),
                 )
             })?
             .map_err(|e| {
                 Error::new(
                     Kind::Tls,
-                    format!("{asked}: the TLS handshake failed: {e}; if upstream's CA is your own, name it with --upstream-ca"),
+                    format!("{asked}: the TLS handshake{way} failed: {e}; if upstream's CA is your own, name it with --upstream-ca"),
                 )
             })?;
         Ok(Io(TokioIo::new(Box::new(tls))))
@@ -381,11 +396,8 @@ impl tower_service::Service<Uri> for Connector {
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
 /// A connection of the pool.
-struct Io(TokioIo<Box<dyn Stream>>);
+struct Io(TokioIo<Dialled>);
 
 impl Connection for Io {
     fn connected(&self) -> Connected {
@@ -429,6 +441,40 @@ mod tests {
     fn what_is_shown_holds_no_query_and_no_credentials() {
         let url = Url::parse("https://me:pw@h.example:443/a/b?X-Amz-Signature=1#f").expect("url");
         assert_eq!(shown_url(&url), "https://h.example/a/b");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn words_about_a_timeout_name_the_parent() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("bound");
+        let proxy = format!("https://{}", silent.local_addr().expect("bound"));
+        let tls = tls(Vec::new()).expect("TLS");
+        let dialer = Dialer {
+            offline: false,
+            reach: guard::Reach::LikeTheUser,
+            connect_to: vec![],
+            configured: vec![],
+            listed: Default::default(),
+            parent: Some(parent::ParentProxy {
+                proxy: proxy.parse().expect("a parent"),
+                except: Default::default(),
+                tls: tls.clone(),
+            }),
+            own: vec![],
+        };
+        let upstream = Upstream::new(Arc::new(dialer), tls, Locals::default());
+        let mut request = Request::new(no_body());
+        *request.uri_mut() = "https://a.example/b?secret".parse().expect("a URI");
+        // Less than the dial has.
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let outcome = upstream.send(request, deadline, "test").await;
+        let words = outcome.expect_err("nobody answered").to_string();
+        assert!(words.starts_with("https://a.example/b: "), "{words}");
+        assert!(
+            words.contains(&format!("through the parent proxy {proxy}")),
+            "{words}"
+        );
     }
 
     #[test]

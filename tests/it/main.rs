@@ -22,6 +22,7 @@ mod metadata;
 mod mirror;
 mod offline;
 mod older;
+mod parents;
 mod policy;
 mod private;
 mod proxy;

@@ -384,7 +384,7 @@ async fn a_password_is_not_told_in_an_error() {
     let mut command = run_command(&setup, &["true"]);
     command.env(
         "LARDER_UPSTREAM_PROXY",
-        "https://joe:PWSECRET@p.example:3128",
+        "gopher://joe:PWSECRET@p.example:3128",
     );
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);

@@ -1,7 +1,6 @@
 //! The hosts that are intercepted, asked as larder asks them; and the time that they say it is.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
@@ -41,11 +40,11 @@ pub async fn ask_all(config: &Config, own: Vec<SocketAddr>) -> Result<Vec<Origin
     if config.offline {
         return Ok(Vec::new());
     }
-    let (dialer, roots) = (serve::dialer(config, own)?, serve::roots(config)?);
-    let upstream = Upstream::new(Arc::new(dialer), roots, Default::default())
-        .map_err(|e| Exit::failed(format!("TLS cannot start: {e}")))?;
+    let upstream = serve::upstream(config, own, Default::default())?;
     let deadline = Instant::now() + PATIENCE;
-    let asking = config.intercept.iter().map(async |host| Origin {
+    let asked = config.intercept.iter();
+    let asked = asked.filter(|host| config.registry(host).is_none());
+    let asking = asked.map(async |host| Origin {
         host: host.clone(),
         answer: ask(&upstream, host, deadline).await,
     });

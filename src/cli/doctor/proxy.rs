@@ -14,9 +14,9 @@ use url::Url;
 
 use super::super::{api, serve};
 use super::{Case, Finding};
+use crate::config::NoProxy;
 use crate::config::{Authority, Config};
 use crate::instance::Running;
-use crate::upstream::dial::NoProxy;
 
 const PATIENCE: Duration = Duration::from_secs(2);
 const PAGE_LIMIT: usize = 64 << 10;
@@ -168,11 +168,9 @@ pub fn environment(case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (name, value) in &set {
         let target = authority(value);
-        let ours = target.as_ref().is_some_and(|target| {
-            let named = case.config.hostnames.contains(&target.host);
-            let port = own.iter().any(|own| own.port() == target.port);
-            named && port || serve::is_own(target, &own)
-        });
+        let ours = target
+            .as_ref()
+            .is_some_and(|target| serve::is_own(target, &case.config, &own));
         // The value itself may hold a password.
         let shown = target.map_or("nothing that is an address".into(), |t| t.to_string());
         match (ours, served) {
@@ -206,7 +204,7 @@ pub fn environment(case: &Case) -> Vec<Finding> {
 fn exempted(case: &Case) -> Option<Finding> {
     let names = ["NO_PROXY", "no_proxy"].into_iter();
     let mut lists =
-        names.filter_map(|name| Some((name, NoProxy::parse(&std::env::var(name).ok()?))));
+        names.filter_map(|name| Some((name, NoProxy::inherited(&std::env::var(name).ok()?).0)));
     lists.find_map(|(name, list)| {
         let host = case.config.intercept.iter().find(|a| {
             // Loopback never goes to a proxy, whatever the list says.

@@ -22,6 +22,8 @@ use super::{ASSETS, ELSEWHERE, GITHUB, OPENTOFU, RELEASES, TERRAFORM};
 pub struct Upstream {
     pub addr: SocketAddr,
     pub ca_pem: String,
+    /// For another server that its CA vouches for, as `localhost` and 127.0.0.1
+    pub acceptor: TlsAcceptor,
     world: Arc<World>,
     /// A runtime of its own, so that a test may block its thread on a child process.
     runtime: Option<tokio::runtime::Runtime>,
@@ -40,15 +42,17 @@ impl Upstream {
         listener.set_nonblocking(true).unwrap();
         let addr = listener.local_addr().unwrap();
         let served = Arc::clone(&world);
+        let ours = acceptor.clone();
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).unwrap();
             while let Ok((tcp, _)) = listener.accept().await {
-                tokio::spawn(connection(tcp, acceptor.clone(), Arc::clone(&served)));
+                tokio::spawn(connection(tcp, ours.clone(), Arc::clone(&served)));
             }
         });
         Self {
             addr,
             ca_pem,
+            acceptor,
             world,
             runtime: Some(runtime),
         }
@@ -457,7 +461,8 @@ fn identity() -> (TlsAcceptor, String) {
 
     let key = KeyPair::generate().unwrap();
     let names = Upstream::names().map(str::to_owned).to_vec();
-    let leaf = CertificateParams::new([names, vec!["127.0.0.1".into()]].concat()).unwrap();
+    let own = vec!["127.0.0.1".into(), "localhost".into()];
+    let leaf = CertificateParams::new([names, own].concat()).unwrap();
     let leaf = leaf.signed_by(&key, &ca).unwrap();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
 
