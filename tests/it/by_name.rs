@@ -238,8 +238,8 @@ async fn credentials_go_to_the_registry_alone_and_their_document_leads_to_it() {
     );
 }
 
-/// `larder env --ca-free`, as a map.
-fn ca_free(larder: &Larder, home_variables: &[(&str, &str)]) -> String {
+/// The file that `larder env --ca-free` names.
+pub fn ca_free(larder: &Larder, home_variables: &[(&str, &str)]) -> String {
     let mut command = larder.setup.command_with_options(&["env", "--ca-free"]);
     command.envs(home_variables.iter().copied());
     let output = command.output().unwrap();

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::by_name::ca_free;
 use crate::common::registry::{provider_zip, sums_line};
 use crate::common::signing::Signer;
 use crate::common::*;
@@ -467,23 +468,19 @@ async fn terraform_installs_a_private_provider_and_a_module_by_every_way() {
     let setup = corp.setup.clone().config(&text);
     let larder = setup.start_on(&format!("127.0.0.1:{port}")).await;
     let main = |host: &str| {
-        format!(
-            "terraform {{\n  required_providers {{\n    thing = {{ source = \"{host}/corp/thing\" }}\n  }}\n}}\nmodule \"net\" {{\n  source = \"{host}/corp/net/aws\"\n  version = \"1.0.0\"\n}}\n"
-        )
+        let provider = format!(
+            "terraform {{\n  required_providers {{\n    thing = {{ source = \"{host}/corp/thing\" }}\n  }}\n}}\n"
+        );
+        // A module's host must have a dot.
+        let module = format!(
+            "module \"net\" {{\n  source = \"{HOST}/corp/net/aws\"\n  version = \"1.0.0\"\n}}\n"
+        );
+        match host.contains(':') {
+            true => provider,
+            false => provider + &module,
+        }
     };
-    let config = String::from_utf8(
-        setup
-            .command_with_options(&["env", "--ca-free"])
-            .output()
-            .unwrap()
-            .stdout,
-    )
-    .unwrap();
-    let config = config
-        .trim()
-        .trim_start_matches("export TF_CLI_CONFIG_FILE='")
-        .trim_end_matches('\'')
-        .to_owned();
+    let config = ca_free(&larder, &[]);
     let ca = setup.ca_pem();
     let ca = ca.to_str().unwrap();
     let proxy = format!("http://{}", larder.addr);
@@ -503,11 +500,9 @@ async fn terraform_installs_a_private_provider_and_a_module_by_every_way() {
         succeeded(&output);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(said.contains("self-signed"), "{said}");
-        assert!(
-            files_below(&project.path(".terraform/modules"))
-                .iter()
-                .any(|file| file.ends_with("main.tf"))
-        );
+        let installed = files_below(&project.path(".terraform/modules"));
+        let module = installed.iter().any(|file| file.ends_with("main.tf"));
+        assert_eq!(module, host == HOST, "{installed:?}");
         locks.push(project.lock().replace(host, "HOST"));
     }
     assert!(
@@ -540,7 +535,7 @@ async fn a_real_signed_provider_is_served_under_another_namespace() {
         &format!("{name}_SHA256SUMS"),
         read("terraform-provider-null_3.1.0_SHA256SUMS"),
     );
-    let signature = read("terraform-provider-null_3.1.0_SHA256SUMS.72D7468F.sig");
+    let signature = read("signing/terraform-provider-null_3.1.0_SHA256SUMS.72D7468F.sig");
     corp.put(&format!("{name}_SHA256SUMS.72D7468F.sig"), &signature);
     // Not the archive that HashiCorp signed for.
     corp.put(
