@@ -5,6 +5,7 @@
 
 pub mod bundle;
 pub mod inspect;
+mod own;
 mod tool;
 pub mod trust_store;
 
@@ -27,6 +28,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ProducesTickets, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{RootCertStore, ServerConfig};
 use time::OffsetDateTime;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
@@ -34,6 +36,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::config::HostName;
 use crate::error::Exit;
+use own::OwnCertificate;
 
 const CA_LIFETIME: time::Duration = time::Duration::days(3650);
 /// Well below the 90 days at most: a leaf lives in memory only, and is minted anew each day.
@@ -57,7 +60,10 @@ pub struct Ca {
     configs: Cache<HostName, Arc<ServerConfig>>,
     /// Checks the certificates of clients on larder's own names
     clients: Option<Arc<dyn ClientCertVerifier>>,
-    own_configs: Cache<HostName, Arc<ServerConfig>>,
+    /// By name, and how often the operator's certificate was read; none: larder's own leaf
+    own_configs: Cache<(HostName, Option<u64>), Arc<ServerConfig>>,
+    /// The operator's certificate for larder's own names
+    own: Option<OwnCertificate>,
 }
 
 impl Ca {
@@ -132,6 +138,7 @@ impl Ca {
                 .time_to_live(LEAF_REFRESH)
                 .build(),
             clients: None,
+            own: None,
             own_configs: Cache::builder()
                 .max_capacity(LEAVES_CACHED)
                 .time_to_live(LEAF_REFRESH)
@@ -164,12 +171,35 @@ impl Ca {
 
     /// TLS for one of larder's own names: clients are asked for a certificate, if they are to be.
     pub fn own_config(&self, name: &HostName) -> Result<Arc<ServerConfig>, rcgen::Error> {
-        let Some(clients) = &self.clients else {
+        let own = self.own.as_ref().and_then(|own| own.for_name(name));
+        if self.clients.is_none() && own.is_none() {
             return self.server_config(name);
+        }
+        let key = (
+            name.clone(),
+            own.as_ref().map(|(_, generation)| *generation),
+        );
+        let clients = self.clients.as_ref();
+        let made = || match &own {
+            Some((certified, _)) => self.config_of(certified.clone(), clients),
+            None => self.mint(name, clients),
         };
         self.own_configs
-            .try_get_with_by_ref(name, || self.mint(name, Some(clients)).map(Arc::new))
+            .try_get_with(key, || made().map(Arc::new))
             .map_err(|e| (*e).clone())
+    }
+
+    /// Whether larder can be reached over TLS under `name`.
+    pub fn serves_own(&self, name: &HostName) -> bool {
+        let own = self.own.as_ref().and_then(|own| own.for_name(name));
+        own.is_some() || self.permits(name)
+    }
+
+    /// Has larder's own names served with a certificate of the operator's, as far as it is good for
+    /// them.
+    pub fn use_certificate(&mut self, cert: &Path, key: &Path) -> Result<(), Exit> {
+        self.own = Some(OwnCertificate::open(cert, key, self.provider.clone())?);
+        Ok(())
     }
 
     /// Has clients on larder's own names asked for a certificate by a CA of that file.
@@ -220,14 +250,24 @@ impl Ca {
         params.use_authority_key_identifier_extension = true;
         let leaf = params.signed_by(&self.leaf_key, &self.issuer)?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.leaf_key.serialize_der()));
+        let certified = CertifiedKey::from_der(vec![leaf.der().clone()], key, &self.provider)
+            .map_err(|_| rcgen::Error::CouldNotParseKeyPair)?;
+        self.config_of(Arc::new(certified), clients)
+    }
+
+    fn config_of(
+        &self,
+        certified: Arc<CertifiedKey>,
+        clients: Option<&Arc<dyn ClientCertVerifier>>,
+    ) -> Result<ServerConfig, rcgen::Error> {
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .and_then(|config| {
+            .map(|config| {
                 match clients {
                     Some(clients) => config.with_client_cert_verifier(clients.clone()),
                     None => config.with_no_client_auth(),
                 }
-                .with_single_cert(vec![leaf.der().clone()], key)
+                .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
             })
             .map_err(|_| rcgen::Error::CouldNotParseKeyPair)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];

@@ -187,6 +187,7 @@ fn peek(config: &Config) -> Result<Arc<Cache>, Exit> {
         connect_to: Vec::new(),
         configured: Vec::new(),
         listed: Default::default(),
+        mirrors: Default::default(),
         parent: None,
         own: Vec::new(),
     };

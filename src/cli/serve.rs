@@ -193,6 +193,7 @@ pub fn upstream(config: &Config, own: Vec<SocketAddr>, locals: Locals) -> Result
         connect_to: config.connect_to.clone(),
         configured: config.intercept.clone(),
         listed: config.tunnels.clone(),
+        mirrors: config.mirror_hosts.clone(),
         parent: parent(config, &own, &tls)?,
         own,
     };

@@ -1,7 +1,7 @@
 //! Who may use larder, and where its tunnels may lead.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -107,6 +107,18 @@ impl Tunnels {
             TunnelPattern::Host(host, _) => *host == asked.host && pattern.fits(asked),
             TunnelPattern::Range(range, port) => range.contains(ip) && port.fits(asked.port),
             _ => false,
+        })
+    }
+
+    /// Whether names or addresses are listed.
+    pub fn is_list(&self) -> bool {
+        matches!(self, Self::Listed(_))
+    }
+
+    /// Whether the address itself is listed, by a range.
+    pub fn lists_address(&self, at: SocketAddr) -> bool {
+        self.patterns().any(|pattern| {
+            matches!(pattern, TunnelPattern::Range(range, port) if range.contains(at.ip()) && port.fits(at.port()))
         })
     }
 

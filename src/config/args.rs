@@ -76,6 +76,12 @@ pub struct ServeArgs {
     /// PEM file of the CAs whose client certificates proxying takes, over TLS alone
     #[arg(long, env = "LARDER_CLIENT_CA", value_name = "FILE")]
     pub client_ca: Option<PathBuf>,
+    /// PEM file of a certificate chain of your own for larder's own names, in place of larder's CA
+    #[arg(long, env = "LARDER_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file of the key of --tls-cert; both are read anew when they change
+    #[arg(long, env = "LARDER_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
     /// Hosts that are tunnelled: allow, deny, or patterns such as *.example.com:443 [default: allow]
     #[arg(
         long,

@@ -44,6 +44,8 @@ pub struct File {
     allow_from: Option<OneOrMore>,
     htpasswd: Option<PathBuf>,
     client_ca: Option<PathBuf>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
     tunnel: Option<OneOrMore>,
     max_connections: Option<usize>,
     max_connections_per_address: Option<usize>,
@@ -223,6 +225,18 @@ impl File {
             allow_from,
             htpasswd: path(&serve.htpasswd, &self.htpasswd),
             client_ca: path(&serve.client_ca, &self.client_ca),
+            own_certificate: match (
+                path(&serve.tls_cert, &self.tls_cert),
+                path(&serve.tls_key, &self.tls_key),
+            ) {
+                (Some(cert), Some(key)) => Some((cert, key)),
+                (None, None) => None,
+                _ => {
+                    return Err(Exit::usage(
+                        "tls_cert: a certificate needs its key and a key its certificate; give both --tls-cert and --tls-key",
+                    ));
+                }
+            },
             tunnels,
             limits: self.limits()?,
             upstream_ca,

@@ -53,6 +53,8 @@ pub struct Config {
     pub allow_from: Vec<Cidr>,
     pub htpasswd: Option<PathBuf>,
     pub client_ca: Option<PathBuf>,
+    /// Certificate chain and key for larder's own names
+    pub own_certificate: Option<(PathBuf, PathBuf)>,
     pub tunnels: Tunnels,
     pub limits: Limits,
     pub upstream_ca: Vec<PathBuf>,

@@ -1,6 +1,6 @@
 //! One connection: what speaks on it is told by its first byte.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -20,20 +20,20 @@ use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 
 use super::access::{Place, Standing};
-use super::io::{Patient, Peeked, Stream};
+use super::io::{Patient, Peeked, Recorded, Stream};
 use super::leases::Whose;
 use super::respond::Body;
 use super::{Entrance, origin, proxy};
 use crate::config::{Authority, HostName};
 
 /// For what larder itself says at the end of a connection.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+pub const LAST_WORDS: Duration = Duration::from_secs(5);
 /// An idle connection is told of draining for so long, then dropped.
 const FAREWELL: Duration = Duration::from_millis(200);
 /// Alert: fatal, `unrecognized_name` (RFC 6066 section 3)
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 /// Alert: fatal, `access_denied` (RFC 8446 section 6.2)
-const ACCESS_DENIED: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
+pub const ACCESS_DENIED: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
 
 /// Whom the requests on a connection are for.
 #[derive(Clone)]
@@ -67,6 +67,8 @@ pub struct Peer {
     pub certified: bool,
     /// Whether it came by TLS to larder's own name
     pub tls: bool,
+    /// Where it was going, if the kernel redirected it here
+    pub redirected: Option<SocketAddr>,
 }
 
 /// A connection that was accepted.
@@ -87,6 +89,7 @@ pub async fn handle(
         standing: entrance.server.access.standing(addr.ip()),
         certified: false,
         tls: false,
+        redirected: original_destination(&stream),
         entrance,
     };
     let role = match peer.standing {
@@ -107,6 +110,23 @@ pub fn greet(peer: Peer, stream: impl Stream, role: Role) -> Served {
 /// After CONNECT to an intercepted host: TLS with the very name that was asked for.
 pub fn intercept(peer: Peer, stream: impl Stream, authority: Authority) -> Served {
     Box::pin(intercept_inner(peer, stream, authority))
+}
+
+/// Where a connection was going before the kernel redirected it (Linux's netfilter remembers).
+fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
+    let local = stream.local_addr().ok()?;
+    #[cfg(target_os = "linux")]
+    let original = {
+        use rustix::net::sockopt::{ip_original_dst, ipv6_original_dst};
+        match local.ip().to_canonical() {
+            IpAddr::V4(_) => SocketAddr::from(ip_original_dst(stream).ok()?),
+            IpAddr::V6(_) => SocketAddr::from(ipv6_original_dst(stream).ok()?),
+        }
+    };
+    #[cfg(not(target_os = "linux"))]
+    let original = local;
+    let same = original.ip() == local.ip().to_canonical() && original.port() == local.port();
+    (!same).then_some(original)
 }
 
 async fn greet_inner(peer: Peer, stream: impl Stream, role: Role) {
@@ -162,8 +182,12 @@ async fn intercept_inner(peer: Peer, stream: impl Stream, authority: Authority) 
 async fn accept_tls(peer: Peer, stream: impl Stream, connect: Option<Authority>, role: Role) {
     let server = peer.entrance.server.clone();
     let mut draining = server.draining.subscribe();
+    let stream = match peer.redirected {
+        Some(_) if connect.is_none() => Recorded::new(stream),
+        _ => Recorded::off(stream),
+    };
     let handshake = async {
-        let start = LazyConfigAcceptor::new(Acceptor::default(), stream)
+        let mut start = LazyConfigAcceptor::new(Acceptor::default(), stream)
             .await
             .ok()?;
         let named = start.client_hello().server_name().map(str::to_owned);
@@ -172,6 +196,7 @@ async fn accept_tls(peer: Peer, stream: impl Stream, connect: Option<Authority>,
             None => None,
         };
         let chosen = choose(&peer, connect.as_ref(), named.as_ref(), role);
+        let chosen_is_none = chosen.is_none();
         let config = chosen.as_ref().and_then(|(name, role)| {
             let config = match role {
                 Role::Origin(_) => server.ca.server_config(name),
@@ -182,12 +207,19 @@ async fn accept_tls(peer: Peer, stream: impl Stream, connect: Option<Authority>,
                 .ok()
         });
         let (Some((_, role)), Some(config)) = (chosen, config) else {
+            if let (Some(at), None) = (peer.redirected, &connect)
+                && chosen_is_none
+            {
+                let hello = start.io.stop();
+                return Some(Greeted::Through(at, named, hello, start.io));
+            }
             tracing::info!(peer = %peer.addr, sni = ?named.map(|n| n.to_string()), connect = ?connect.map(|a| a.to_string()), "TLS for a name that is not served here; closed");
             let mut stream = start.io;
             let _ = stream.write_all(&UNRECOGNIZED_NAME).await;
             let _ = stream.shutdown().await;
             return None;
         };
+        start.io.stop();
         let asks_clients = !matches!(role, Role::Origin(_));
         let tls = start.into_stream(config).await;
         if let Err(error) = &tls {
@@ -196,21 +228,36 @@ async fn accept_tls(peer: Peer, stream: impl Stream, connect: Option<Authority>,
         let tls = tls.ok()?;
         // The session's certificates were checked by the verifier, now or when it began.
         let certified = asks_clients && tls.get_ref().1.peer_certificates().is_some();
-        Some((tls, role, certified))
+        Some(Greeted::Tls(Box::new(tls), role, certified))
     };
     let done = tokio::select! {
         done = timeout(server.config.limits.handshake, handshake) => done,
         _ = draining.wait_for(|on| *on) => return,
     };
-    if let Ok(Some((tls, role, certified))) = done {
+    if let Ok(Some(Greeted::Through(at, named, hello, stream))) = done {
+        return proxy::through(peer, stream, at, named, hello).await;
+    }
+    if let Ok(Some(Greeted::Tls(tls, role, certified))) = done {
         let certified = certified || peer.certified;
         let tls_peer = Peer {
             certified,
             tls: true,
             ..peer
         };
-        serve(tls_peer, tls, role).await;
+        serve(tls_peer, *tls, role).await;
     }
+}
+
+/// What came of a ClientHello.
+enum Greeted<S> {
+    /// It is served here
+    Tls(
+        Box<tokio_rustls::server::TlsStream<Recorded<S>>>,
+        Role,
+        bool,
+    ),
+    /// It is for somebody else: where it was going, whom it named, and its bytes
+    Through(SocketAddr, Option<HostName>, Vec<u8>, Recorded<S>),
 }
 
 /// The name for the leaf, and whose requests come.
@@ -230,23 +277,29 @@ fn choose(
         return fits.then(|| (authority.host.clone(), role));
     }
     let Some(name) = named else {
+        if peer.redirected.is_some() {
+            return None;
+        }
         let own: HostName = match peer.entrance.local.ip() {
             ip if ip.is_loopback() => ip.to_string().parse().ok()?,
             _ => "localhost".parse().ok()?,
         };
-        return server.ca.permits(&own).then_some((own, role));
+        return server.ca.serves_own(&own).then_some((own, role));
     };
+    if server.is_own_name(name) {
+        return server.ca.serves_own(name).then(|| (name.clone(), role));
+    }
     if !server.ca.permits(name) {
         return None;
-    }
-    if server.is_own_name(name) {
-        return Some((name.clone(), role));
     }
     // Nobody has said who they are before a ClientHello.
     if peer.standing != Standing::Allowed || !server.access.is_open() {
         return None;
     }
-    let authority = server.config.intercept.iter().find(|a| a.host == *name)?;
+    let port = peer.redirected.map(|at| at.port());
+    let mut intercept = server.config.intercept.iter();
+    let fits = |a: &&Authority| a.host == *name && port.is_none_or(|port| a.port == port);
+    let authority = intercept.find(fits)?;
     Some((name.clone(), Role::Origin(authority.clone())))
 }
 

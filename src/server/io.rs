@@ -87,6 +87,76 @@ impl<S: Stream> AsyncWrite for Peeked<S> {
     }
 }
 
+/// A stream that remembers what was read of it, until that is enough.
+pub struct Recorded<S> {
+    inner: S,
+    read: Option<Vec<u8>>,
+}
+
+impl<S: Stream> Recorded<S> {
+    pub fn new(inner: S) -> Self {
+        Self {
+            inner,
+            read: Some(Vec::new()),
+        }
+    }
+
+    /// Remembers nothing.
+    pub fn off(inner: S) -> Self {
+        Self { inner, read: None }
+    }
+
+    /// What was read; from here on nothing is remembered.
+    pub fn stop(&mut self) -> Vec<u8> {
+        self.read.take().unwrap_or_default()
+    }
+}
+
+impl<S: Stream> AsyncRead for Recorded<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if let Some(read) = &mut self.read {
+            read.extend_from_slice(&buf.filled()[before..]);
+        }
+        result
+    }
+}
+
+impl<S: Stream> AsyncWrite for Recorded<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}
+
 /// A stream whose writes fail when the peer takes nothing for too long.
 pub struct Patient<S> {
     inner: S,

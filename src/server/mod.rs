@@ -64,6 +64,9 @@ impl Server {
         if let Some(path) = &config.client_ca {
             ca.ask_clients(path)?;
         }
+        if let Some((cert, key)) = &config.own_certificate {
+            ca.use_certificate(cert, key)?;
+        }
         Ok(Arc::new(Self {
             access: Arc::new(Access::new(&config, login)?),
             connections: Arc::new(Semaphore::new(config.limits.connections)),

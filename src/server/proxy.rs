@@ -1,19 +1,22 @@
 //! Requests to the listener itself: CONNECT, absolute-form (RFC 9112 section 3.2), own pages.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, HOST, HeaderMap, TRANSFER_ENCODING};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
-use tokio::time::Instant;
+use tokio::io::AsyncWriteExt as _;
+use tokio::time::{Instant, timeout};
 use url::Url;
 
-use super::access::stranger;
-use super::connection::{Peer, Role, greet, intercept};
+use super::access::{Standing, stranger};
+use super::connection::{ACCESS_DENIED, LAST_WORDS, Peer, Role, greet, intercept};
+use super::io::Stream;
 use super::respond::{Answer, Body, Trace, nothing};
 use super::{origin, pages, relay, tunnel};
-use crate::config::Authority;
+use crate::config::{Authority, HostName};
 use crate::error::{Error, Kind};
 use crate::telemetry::METRICS;
 
@@ -180,6 +183,64 @@ async fn connect(peer: Peer, request: Request<Incoming>, may_connect: bool) -> R
         trace.log("tunnel", 200, bytes);
     });
     Response::new(nothing())
+}
+
+/// A connection that the kernel redirected here and that is for nobody here: on to where it was
+/// going, under the rules for tunnels. `hello` was read of it already.
+pub async fn through(
+    peer: Peer,
+    mut stream: impl Stream,
+    at: SocketAddr,
+    named: Option<HostName>,
+    hello: Vec<u8>,
+) {
+    let server = peer.entrance.server.clone();
+    let host = named.or_else(|| at.ip().to_string().parse().ok());
+    let Some(host) = host else {
+        return;
+    };
+    let authority = Authority::new(host, at.port());
+    let mut trace = Trace::begin(&peer, &Method::CONNECT, authority.to_string());
+    let reached = async {
+        if peer.standing != Standing::Allowed {
+            return Err(stranger(peer.addr.ip()));
+        }
+        if !server.access.is_open() {
+            return Err(Error::new(
+                Kind::Denied,
+                format!(
+                    "{authority}: whoever is redirected cannot say who they are (htpasswd, client_ca)"
+                ),
+            ));
+        }
+        judge(&peer, &authority)?;
+        let permit = server
+            .access
+            .tunnel(peer.addr.ip())
+            .ok_or_else(|| Error::new(Kind::Busy, "too many tunnels are open; try again later"))?;
+        let dialer = server.cache.upstream.dialer();
+        let mut far = dialer.dial_at(&authority, at).await?;
+        far.write_all(&hello)
+            .await
+            .map_err(|e| Error::new(Kind::Incomplete, format!("{authority} hung up: {e}")))?;
+        Ok((far, permit))
+    };
+    // Draining does not wait for tunnels.
+    trace.detach();
+    match reached.await {
+        Ok((far, _permit)) => {
+            METRICS.tunnels.inc();
+            let bytes = tunnel::run(stream, far, &server.config.limits).await;
+            METRICS.tunnels.dec();
+            trace.log("tunnel", 200, bytes);
+        }
+        Err(error) => {
+            tracing::info!(client = %peer.addr.ip(), %authority, %error, "a redirected connection was refused");
+            let _ = timeout(LAST_WORDS, stream.write_all(&ACCESS_DENIED)).await;
+            let _ = timeout(LAST_WORDS, stream.shutdown()).await;
+            trace.log("error", error.kind().status().as_u16(), 0);
+        }
+    }
 }
 
 /// Says 200 and serves the connection that follows.

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::guard::{Reach, judge};
 use super::parent::ParentProxy;
-use crate::config::{Authority, ConnectTo, Tunnels};
+use crate::config::{Authority, ConnectTo, HostName, Tunnels};
 use crate::error::{Error, Kind};
 
 /// For all addresses of a name together, and all that a parent proxy does.
@@ -33,6 +33,8 @@ pub struct Dialer {
     pub configured: Vec<Authority>,
     /// What the user listed of hosts, ports and addresses to tunnel to
     pub listed: Tunnels,
+    /// The registries that are asked for whoever names them, where they are listed
+    pub mirrors: Tunnels,
     pub parent: Option<ParentProxy>,
     /// Where larder listens.
     pub own: Vec<SocketAddr>,
@@ -41,6 +43,15 @@ pub struct Dialer {
 impl Dialer {
     /// A connection to where `asked` leads, past the guard.
     pub async fn dial(&self, asked: &Authority) -> Result<Dialled, Error> {
+        self.dial_to(asked, None).await
+    }
+
+    /// A connection to `at`, where a client was on its way to `asked` when the kernel sent it here.
+    pub async fn dial_at(&self, asked: &Authority, at: SocketAddr) -> Result<Dialled, Error> {
+        self.dial_to(asked, Some(at)).await
+    }
+
+    async fn dial_to(&self, asked: &Authority, at: Option<SocketAddr>) -> Result<Dialled, Error> {
         if self.offline {
             return Err(Error::new(
                 Kind::Offline,
@@ -49,7 +60,7 @@ impl Dialer {
                 ),
             ));
         }
-        timeout(CONNECT_TIMEOUT, self.dial_unbounded(asked))
+        timeout(CONNECT_TIMEOUT, self.dial_unbounded(asked, at))
             .await
             .unwrap_or_else(|_| {
                 let seconds = CONNECT_TIMEOUT.as_secs();
@@ -85,7 +96,8 @@ impl Dialer {
             Reach::LikeTheUser => asked.port != 25,
             Reach::PublicOnly => asked.port == 443,
         };
-        match allowed || self.listed.lists_port(asked) {
+        let listed = self.listed.lists_port(asked) || self.mirrors.lists_port(asked);
+        match allowed || listed {
             true => Ok(()),
             false => Err(Error::new(
                 Kind::Denied,
@@ -101,7 +113,11 @@ impl Dialer {
         self.connect_to.iter().find_map(|rule| rule.apply(asked))
     }
 
-    async fn dial_unbounded(&self, asked: &Authority) -> Result<Dialled, Error> {
+    async fn dial_unbounded(
+        &self,
+        asked: &Authority,
+        at: Option<SocketAddr>,
+    ) -> Result<Dialled, Error> {
         if let Some(target) = self.overridden(asked) {
             return Ok(Box::new(self.connect(asked, &target, None).await?));
         }
@@ -121,7 +137,38 @@ impl Dialer {
             })?;
             return parent.lead(Box::new(tcp), asked).await;
         }
-        Ok(Box::new(self.connect(asked, asked, guard).await?))
+        let Some(at) = at else {
+            return Ok(Box::new(self.connect(asked, asked, guard).await?));
+        };
+        if is_local(at.ip()) && !self.listed.lists_address(at) {
+            return Err(Error::new(
+                Kind::Loop,
+                format!(
+                    "{asked} was to be reached at {at}, which is this machine; mend the redirect"
+                ),
+            ));
+        }
+        self.judge_claim(asked, at).await?;
+        let there = Authority::new(host_of(at.ip()), at.port());
+        Ok(Box::new(self.connect(asked, &there, guard).await?))
+    }
+
+    /// Whether `asked`, which the client says, is where it was going: rules that list names would
+    /// otherwise be as good as none.
+    async fn judge_claim(&self, asked: &Authority, at: SocketAddr) -> Result<(), Error> {
+        if !self.listed.is_list() || self.listed.lists_address(at) {
+            return Ok(());
+        }
+        let known = resolve(asked).await?;
+        match known.iter().any(|address| address.ip() == at.ip()) {
+            true => Ok(()),
+            false => Err(Error::new(
+                Kind::Denied,
+                format!(
+                    "{asked} is not at {at}, where the client was going; the list `tunnel` goes by names"
+                ),
+            )),
+        }
     }
 
     async fn connect(
@@ -184,7 +231,9 @@ impl Dialer {
 
     fn judge(&self, asked: &Authority, ip: IpAddr, reach: Reach) -> Result<(), Error> {
         match judge(ip, reach) {
-            Err(what) if !self.listed.lists(asked, ip) => Err(prohibited(asked, ip, what)),
+            Err(what) if !self.listed.lists(asked, ip) && !self.mirrors.lists(asked, ip) => {
+                Err(prohibited(asked, ip, what))
+            }
             _ => Ok(()),
         }
     }
@@ -203,6 +252,11 @@ pub fn is_own(listeners: &[SocketAddr], address: SocketAddr) -> bool {
 /// Whether the address is one of this machine's: only those can be bound.
 fn is_local(ip: IpAddr) -> bool {
     ip.is_loopback() || std::net::UdpSocket::bind((ip, 0)).is_ok()
+}
+
+fn host_of(ip: IpAddr) -> HostName {
+    let text = ip.to_string();
+    text.parse().expect("an address is a host")
 }
 
 async fn resolve(target: &Authority) -> Result<Vec<SocketAddr>, Error> {
@@ -244,6 +298,7 @@ mod tests {
             connect_to: vec![],
             configured: vec![],
             listed: Tunnels::default(),
+            mirrors: Tunnels::default(),
             parent: None,
             own: vec![listener],
         }

@@ -456,6 +456,7 @@ mod tests {
             connect_to: vec![],
             configured: vec![],
             listed: Default::default(),
+            mirrors: Default::default(),
             parent: Some(parent::ParentProxy {
                 proxy: proxy.parse().expect("a parent"),
                 except: Default::default(),
