@@ -213,7 +213,7 @@ pub async fn through(
                 ),
             ));
         }
-        judge(&peer, &authority)?;
+        judge_at(&peer, &authority, Some(at))?;
         let permit = server
             .access
             .tunnel(peer.addr.ip())
@@ -287,6 +287,11 @@ fn parse_connect(request: &Request<Incoming>) -> Result<Authority, Error> {
 
 /// The rule for intercepted hosts; ports and addresses are judged where they are dialled.
 pub fn judge(peer: &Peer, authority: &Authority) -> Result<(), Error> {
+    judge_at(peer, authority, None)
+}
+
+/// The same where it is known to be `at` an address, which may be listed itself.
+fn judge_at(peer: &Peer, authority: &Authority, at: Option<SocketAddr>) -> Result<(), Error> {
     let server = &peer.entrance.server;
     if server.is_intercepted_host(&authority.host) {
         return Err(Error::new(
@@ -296,7 +301,8 @@ pub fn judge(peer: &Peer, authority: &Authority) -> Result<(), Error> {
             ),
         ));
     }
-    if !server.config.tunnels.permits(authority) {
+    let tunnels = &server.config.tunnels;
+    if !tunnels.permits(authority) && !at.is_some_and(|at| tunnels.lists_address(at)) {
         return Err(Error::new(
             Kind::Denied,
             format!(
