@@ -108,6 +108,16 @@ impl Sources {
         }
     }
 
+    /// The same by other rules.
+    pub fn renewed(&self, metadata: Arc<Metadata>, judge: Arc<Judge>) -> Self {
+        Self {
+            judge,
+            metadata,
+            store: self.store.clone(),
+            tainted: self.tainted.clone(),
+        }
+    }
+
     /// A client was cut off: what it has must not be completed by a later range.
     pub fn taint(&self, archive: &Url) {
         self.tainted.insert(url_key(archive), ());

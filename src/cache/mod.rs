@@ -37,7 +37,7 @@ use document::end_to_end;
 use expect::{Expected, Sources, Verdict};
 use fill::{Fill, FollowGuard, NoArchive, Orphans, Refusal};
 use follower::Direct;
-use metadata::{Metadata, offline};
+use metadata::{Bounds, Metadata, offline};
 use sightings::Sightings;
 use trust::Judge;
 use verdict::Terms;
@@ -53,12 +53,12 @@ pub struct Cache {
     pub store: Arc<Store>,
     pub upstream: Arc<Upstream>,
     sources: Sources,
-    sightings: Sightings,
-    fills: Mutex<HashMap<String, Arc<Fill>>>,
+    sightings: Arc<Sightings>,
+    fills: Arc<Mutex<HashMap<String, Arc<Fill>>>>,
     /// How many there may be at once
     fill_limit: usize,
     orphans: Arc<Orphans>,
-    rechecks: Semaphore,
+    rechecks: Arc<Semaphore>,
 }
 
 /// Where an archive's bytes come from.
@@ -108,15 +108,38 @@ impl Cache {
         fill_limit: usize,
     ) -> Arc<Self> {
         Arc::new(Self {
-            sightings,
+            sightings: Arc::new(sightings),
             sources: Sources::new(metadata.clone(), store.clone(), judge),
             metadata,
             store,
             upstream,
-            fills: Mutex::default(),
+            fills: Arc::default(),
             fill_limit,
             orphans: Arc::default(),
-            rechecks: Semaphore::new(RECHECKS),
+            rechecks: Arc::new(Semaphore::new(RECHECKS)),
+        })
+    }
+
+    /// The same cache by other rules, and by another way upstream. What is under way goes on by the
+    /// old ones.
+    pub fn renewed(
+        &self,
+        upstream: Arc<Upstream>,
+        judge: Arc<Judge>,
+        bounds: Bounds,
+        fill_limit: usize,
+    ) -> Arc<Self> {
+        let metadata = self.metadata.renewed(upstream.clone(), bounds);
+        Arc::new(Self {
+            sources: self.sources.renewed(metadata.clone(), judge),
+            metadata,
+            store: self.store.clone(),
+            upstream,
+            sightings: self.sightings.clone(),
+            fills: self.fills.clone(),
+            fill_limit,
+            orphans: self.orphans.clone(),
+            rechecks: self.rechecks.clone(),
         })
     }
 

@@ -43,39 +43,40 @@ pub struct Args {
 }
 
 pub fn main(common: &CommonArgs, args: &Args) -> Result<ExitCode, Exit> {
-    let mut config = Config::settle(common, &args.serve)?;
-    if args.until_unused {
-        // The proxy of a run, on loopback, is for this user's own processes.
-        config.allow_from = Cidr::loopback().to_vec();
-        (config.htpasswd, config.client_ca) = (None, None);
-    }
+    let config = settle(common, args)?;
     start_logs(common, config.log_format);
     let runtime = super::runtime()?;
     let mut instance = None;
-    let outcome = runtime.block_on(serve(config, args.until_unused, &mut instance));
+    let outcome = runtime.block_on(serve(common, args, config, &mut instance));
     // Commits that are under way end before somebody else may have the data dir.
     runtime.shutdown_timeout(LAST_COMMITS);
     drop(instance);
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
+fn settle(common: &CommonArgs, args: &Args) -> Result<Config, Exit> {
+    let mut config = Config::settle(common, &args.serve)?;
+    if args.until_unused {
+        // The proxy of a run, on loopback, is for this user's own processes.
+        config.allow_from = Cidr::loopback().to_vec();
+        (config.htpasswd, config.client_ca) = (None, None);
+    }
+    Ok(config)
+}
+
 async fn serve(
+    common: &CommonArgs,
+    args: &Args,
     config: Config,
-    until_unused: bool,
     instance: &mut Option<Instance>,
 ) -> Result<(), Exit> {
     let mut stop = Stop::listen()?;
+    let hangup = signal(SignalKind::hangup());
+    let mut hangup = hangup.map_err(|e| Exit::failed(format!("signals: {e}")))?;
     raise_open_files();
-    let instance = instance.insert(Instance::take(&config.data_dir, until_unused)?);
-    let ca = Ca::open_or_create(&config.data_dir, &names(&config))?;
-    for name in names(&config).iter().filter(|name| !ca.permits(name)) {
-        tracing::warn!(%name, "the CA may not sign for this host; run `larder ca renew` and start larder again");
-    }
-    let judge = Arc::new(Judge::new(
-        config.policy.clone(),
-        config.republished,
-        super::keyring(&config)?,
-    ));
+    let instance = instance.insert(Instance::take(&config.data_dir, args.until_unused)?);
+    let ca = open_ca(&config)?;
+    let judge = judge(&config)?;
     let store = Store::open(
         &config.data_dir,
         config.max_size,
@@ -87,20 +88,8 @@ async fn serve(
         .filter_map(|l| l.local_addr().ok())
         .collect();
     let registries = registries(&config)?;
-    let locals = registries.iter().map(|registry| {
-        registry.watch();
-        let local: Box<dyn Local> = Box::new(registry.clone());
-        (registry.host.clone(), local)
-    });
-    let upstream = Arc::new(upstream(&config, addrs.clone(), locals.collect())?);
-    let metadata = Metadata::open(
-        &config.data_dir,
-        upstream.clone(),
-        Bounds {
-            document: config.limits.metadata_bytes,
-            list_grace: config.version_list_grace,
-        },
-    )?;
+    let upstream = Arc::new(upstream(&config, addrs.clone(), locals(&registries))?);
+    let metadata = Metadata::open(&config.data_dir, upstream.clone(), bounds(&config))?;
     let cache = Cache::new(
         metadata,
         store,
@@ -109,29 +98,157 @@ async fn serve(
         Sightings::new(&config.data_dir),
         config.limits.fills,
     );
-    let (token, secret) = (random()?, random()?);
-    let login = config
-        .htpasswd
-        .is_some()
-        .then(|| format!("larder:{secret}"));
-    if let Some(first) = addrs.first() {
-        instance
-            .announce(*first, token.clone(), login.clone())
-            .map_err(|e| Exit::usage(format!("data_dir: {}: {e}", config.data_dir.display())))?;
-    }
+    let (token, login) = (random()?, format!("larder:{}", random()?));
+    announce(instance, &config, &addrs, &token, &login)?;
     for addr in &addrs {
         tracing::info!(%addr, data_dir = %config.data_dir.display(), budget = cache.store.budget(), offline = config.offline, "listening");
     }
-    let server = Server::new(config, ca, cache, token, login)?;
-    let unused = server.clone();
+    registries.iter().for_each(Registry::watch);
+    let known = config.htpasswd.is_some().then(|| login.clone());
+    let server = Server::new(config, ca, cache, registries, token.clone(), known)?;
+    let current = server.clone();
     let until = async {
-        tokio::select! {
-            () = stop.wait() => {}
-            () = unused.leases().all_over(FIRST_LEASE), if until_unused => {}
+        loop {
+            tokio::select! {
+                () = stop.wait() => return,
+                () = current.leases().all_over(FIRST_LEASE), if args.until_unused => return,
+                _ = hangup.recv() => {}
+            }
+            let reloaded = reload(common, args, &current.latest(), &addrs, &login);
+            let announced =
+                reloaded.and_then(|config| announce(instance, &config, &addrs, &token, &login));
+            match announced {
+                Ok(()) => tracing::info!("the configuration was read anew"),
+                Err(error) => {
+                    tracing::error!(%error, "the configuration cannot be read anew; nothing has changed")
+                }
+            }
         }
     };
     server.run(listeners, until).await;
     Ok(())
+}
+
+/// Reads the configuration again, and serves by it from the next request on.
+fn reload(
+    common: &CommonArgs,
+    args: &Args,
+    server: &Arc<Server>,
+    addrs: &[SocketAddr],
+    login: &str,
+) -> Result<Config, Exit> {
+    let mut config = settle(common, args)?;
+    for (key, changed) in keep_fixed(&mut config, &server.config) {
+        if changed {
+            tracing::warn!(
+                key,
+                "this setting holds from the start on; restart larder to change it"
+            );
+        }
+    }
+    let ca = open_ca(&config)?;
+    let judge = judge(&config)?;
+    let mut registries = registries(&config)?;
+    for registry in &mut registries {
+        let known = server
+            .registries
+            .iter()
+            .find(|known| known.is_same(registry));
+        match known {
+            // What it knows of its files is still true.
+            Some(known) => *registry = known.clone(),
+            None => Registry::watch(registry),
+        }
+    }
+    let upstream = Arc::new(upstream(&config, addrs.to_vec(), locals(&registries))?);
+    let cache = server
+        .cache
+        .renewed(upstream, judge, bounds(&config), config.limits.fills);
+    let known = config.htpasswd.is_some().then(|| login.to_owned());
+    server.renew(config.clone(), ca, cache, registries, known)?;
+    if let Some(bytes) = config
+        .max_size
+        .filter(|bytes| *bytes != server.cache.store.budget())
+    {
+        server.cache.store.set_budget(bytes);
+    }
+    Ok(config)
+}
+
+/// Puts back what cannot change while larder runs. Returns each such key, and whether it was to.
+fn keep_fixed(config: &mut Config, before: &Config) -> Vec<(&'static str, bool)> {
+    fn keep<T: PartialEq + Clone>(now: &mut T, before: &T) -> bool {
+        let changed = now != before;
+        now.clone_from(before);
+        changed
+    }
+    let (limits, old) = (&mut config.limits, &before.limits);
+    let mut kept = vec![
+        (
+            "max_connections",
+            keep(&mut limits.connections, &old.connections),
+        ),
+        ("max_tunnels", keep(&mut limits.tunnels, &old.tunnels)),
+        (
+            "max_archive_size",
+            keep(&mut limits.archive_bytes, &old.archive_bytes),
+        ),
+        ("listen", keep(&mut config.listen, &before.listen)),
+        ("data_dir", keep(&mut config.data_dir, &before.data_dir)),
+        (
+            "log_format",
+            keep(&mut config.log_format, &before.log_format),
+        ),
+    ];
+    if config.max_size.is_none() {
+        kept.push(("max_size", keep(&mut config.max_size, &before.max_size)));
+    }
+    kept
+}
+
+fn announce(
+    instance: &mut Instance,
+    config: &Config,
+    addrs: &[SocketAddr],
+    token: &str,
+    login: &str,
+) -> Result<(), Exit> {
+    let Some(first) = addrs.first() else {
+        return Ok(());
+    };
+    let login = config.htpasswd.is_some().then(|| login.to_owned());
+    instance
+        .announce(*first, token.to_owned(), login)
+        .map_err(|e| Exit::usage(format!("data_dir: {}: {e}", config.data_dir.display())))
+}
+
+fn open_ca(config: &Config) -> Result<Ca, Exit> {
+    let ca = Ca::open_or_create(&config.data_dir, &names(config))?;
+    for name in names(config).iter().filter(|name| !ca.permits(name)) {
+        tracing::warn!(%name, "the CA may not sign for this host; run `larder ca renew`, then reload larder (SIGHUP) or start it again");
+    }
+    Ok(ca)
+}
+
+fn judge(config: &Config) -> Result<Arc<Judge>, Exit> {
+    let keyring = super::keyring(config)?;
+    let policy = config.policy.clone();
+    Ok(Arc::new(Judge::new(policy, config.republished, keyring)))
+}
+
+fn bounds(config: &Config) -> Bounds {
+    Bounds {
+        document: config.limits.metadata_bytes,
+        list_grace: config.version_list_grace,
+    }
+}
+
+fn locals(registries: &[Arc<Registry>]) -> Locals {
+    let locals = registries.iter().map(|registry| {
+        let local: Box<dyn Local> = Box::new(registry.clone());
+        (registry.host.clone(), local)
+    });
+    locals.collect()
 }
 
 /// The private registries that are configured.

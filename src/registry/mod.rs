@@ -117,16 +117,22 @@ impl Registry {
     }
 
     /// Starts to look at what is there, now and then, for as long as the registry lives.
-    pub fn watch(self: &Arc<Self>) {
+    pub fn watch(registry: &Arc<Self>) {
+        let this = registry;
         let (asks, asked) = sync_channel(ASKING);
-        let registry = Arc::downgrade(self);
+        let registry = Arc::downgrade(this);
         let worker = std::thread::Builder::new().name("registry".into());
         match worker.spawn(move || work(&registry, &asked)) {
-            Ok(_) => drop(self.worker.set(asks)),
+            Ok(_) => drop(this.worker.set(asks)),
             Err(error) => {
                 tracing::error!(%error, "no thread to look at a private registry's files")
             }
         }
+    }
+
+    /// Whether it is the same folder for the same host.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.host == other.host && self.folder.root() == other.folder.root()
     }
 
     /// What is wrong with it, as far as it was looked at.

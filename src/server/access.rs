@@ -32,15 +32,15 @@ pub enum Standing {
 /// The gatekeeper of a server.
 pub struct Access {
     allow_from: Vec<Cidr>,
-    users: Option<Users>,
+    users: Option<Arc<Users>>,
     wants_certificate: bool,
     per_address: usize,
-    connections: Mutex<HashMap<IpAddr, usize>>,
+    connections: Arc<Mutex<HashMap<IpAddr, usize>>>,
     /// Connections that are only told that they are not welcome
     strangers: Arc<Semaphore>,
     tunnels: Arc<Semaphore>,
     tunnels_per_address: usize,
-    tunnels_of: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
+    tunnels_of: Arc<Mutex<HashMap<IpAddr, Weak<Semaphore>>>>,
     seal: Seal,
 }
 
@@ -51,18 +51,43 @@ impl Access {
         let users = users.map(|path| Users::open(path, login)).transpose()?;
         Ok(Self {
             allow_from: config.allow_from.clone(),
-            users,
+            users: users.map(Arc::new),
             wants_certificate: config.client_ca.is_some(),
             per_address: config.limits.connections_per_address,
-            connections: Mutex::default(),
+            connections: Arc::default(),
             strangers: Arc::new(Semaphore::new(STRANGERS)),
             tunnels: Arc::new(Semaphore::new(config.limits.tunnels)),
             tunnels_per_address: match config.loopback_only() {
                 true => config.limits.tunnels,
                 false => config.limits.tunnels.div_ceil(2),
             },
-            tunnels_of: Mutex::default(),
+            tunnels_of: Arc::default(),
             seal: Seal(random()?),
+        })
+    }
+
+    /// By another configuration: who is connected counts on, who is known stays known.
+    ///
+    /// # Errors
+    /// When the users cannot be read.
+    pub fn renewed(&self, config: &Config, login: Option<String>) -> Result<Self, Exit> {
+        let same = |users: &&Arc<Users>| Some(users.path()) == config.htpasswd.as_deref();
+        let users = match (self.users.as_ref().filter(same), &config.htpasswd) {
+            (Some(users), _) => Some(users.clone()),
+            (None, Some(path)) => Some(Arc::new(Users::open(path, login)?)),
+            (None, None) => None,
+        };
+        Ok(Self {
+            allow_from: config.allow_from.clone(),
+            users,
+            wants_certificate: config.client_ca.is_some(),
+            per_address: config.limits.connections_per_address,
+            connections: self.connections.clone(),
+            strangers: self.strangers.clone(),
+            tunnels: self.tunnels.clone(),
+            tunnels_per_address: self.tunnels_per_address,
+            tunnels_of: self.tunnels_of.clone(),
+            seal: self.seal.clone(),
         })
     }
 

@@ -130,7 +130,7 @@ fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
 }
 
 async fn greet_inner(peer: Peer, stream: impl Stream, role: Role) {
-    let mut draining = peer.entrance.server.draining.subscribe();
+    let mut draining = peer.entrance.server.shared.draining.subscribe();
     let patience = match role {
         Role::Stranger => LAST_WORDS,
         _ => peer.entrance.server.config.limits.handshake,
@@ -154,7 +154,7 @@ async fn greet_inner(peer: Peer, stream: impl Stream, role: Role) {
 }
 
 async fn intercept_inner(peer: Peer, stream: impl Stream, authority: Authority) {
-    let mut draining = peer.entrance.server.draining.subscribe();
+    let mut draining = peer.entrance.server.shared.draining.subscribe();
     let patience = peer.entrance.server.config.limits.handshake;
     let peeked = tokio::select! {
         peeked = timeout(patience, Peeked::new(stream)) => peeked,
@@ -181,7 +181,7 @@ async fn intercept_inner(peer: Peer, stream: impl Stream, authority: Authority) 
 /// Shakes hands for the CONNECT's host, or for whom the ClientHello names.
 async fn accept_tls(peer: Peer, stream: impl Stream, connect: Option<Authority>, role: Role) {
     let server = peer.entrance.server.clone();
-    let mut draining = server.draining.subscribe();
+    let mut draining = server.shared.draining.subscribe();
     let stream = match peer.redirected {
         Some(_) if connect.is_none() => Recorded::new(stream),
         _ => Recorded::off(stream),
@@ -305,7 +305,7 @@ fn choose(
 
 /// HTTP/1.1 until the peer or draining ends it.
 async fn serve(peer: Peer, stream: impl Stream, role: Role) {
-    let mut draining = peer.entrance.server.draining.subscribe();
+    let mut draining = peer.entrance.server.shared.draining.subscribe();
     let running = peer.running.clone();
     let mut limits = peer.entrance.server.config.limits.clone();
     if matches!(role, Role::Stranger) {
@@ -313,7 +313,10 @@ async fn serve(peer: Peer, stream: impl Stream, role: Role) {
     }
     let served = Arc::new(AtomicU64::new(0));
     let service = service_fn(move |request: Request<Incoming>| {
-        let (peer, role) = (peer.clone(), role.clone());
+        let (mut peer, role) = (peer.clone(), role.clone());
+        // By the rules of now: a connection may be older than they are.
+        peer.entrance.server = peer.entrance.server.latest();
+        peer.standing = peer.entrance.server.access.standing(peer.addr.ip());
         let last = served.fetch_add(1, Ordering::Relaxed) + 1 >= limits.requests_per_connection;
         async move {
             let mut response = dispatch(peer, role, request).await;
@@ -349,6 +352,7 @@ async fn serve(peer: Peer, stream: impl Stream, role: Role) {
 
 async fn dispatch(peer: Peer, role: Role, request: Request<Incoming>) -> Response<Body> {
     match role {
+        _ if peer.standing == Standing::Stranger => proxy::turn_away(&peer, &request),
         Role::Front => proxy::answer(peer, request, true).await,
         Role::Pages => proxy::answer(peer, request, false).await,
         Role::Origin(authority) => origin::answer(peer, authority, request).await,

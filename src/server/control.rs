@@ -40,6 +40,10 @@ pub async fn answer(peer: &Peer, request: Request<Incoming>) -> Answer {
     let path = parts.uri.path();
     let outcome = match (&parts.method, path) {
         (&Method::POST, "/api/v1/gc") => gc(server, body).await,
+        (&Method::GET, "/api/v1/registries") => {
+            let surveys: Vec<_> = server.registries.iter().map(|one| one.survey()).collect();
+            Ok(Answer::json(StatusCode::OK, &serde_json::json!(surveys)))
+        }
         (method, _) => match (method, path.strip_prefix("/api/v1/runs/")) {
             (&Method::POST, Some(id)) => lease(server, id, body).await,
             (&Method::GET, Some(id)) => summary(server, id).await,
@@ -91,11 +95,11 @@ async fn lease(server: &Arc<Server>, id: &str, body: Incoming) -> Result<Answer,
         *response.status_mut() = StatusCode::CONFLICT;
         return Ok(Answer::new(response, "own"));
     }
-    if !server.leases.open(id) {
+    if !server.shared.leases.open(id) {
         return Err(Error::new(Kind::Busy, "this process is ending; ask again"));
     }
     let hold = Hold {
-        draining: server.draining.subscribe(),
+        draining: server.shared.draining.subscribe(),
         server: server.clone(),
         id: id.to_owned(),
     };
@@ -120,12 +124,12 @@ struct Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.server.leases.close(&self.id);
+        self.server.shared.leases.close(&self.id);
     }
 }
 
 async fn summary(server: &Server, id: &str) -> Result<Answer, Error> {
-    let summary = server.leases.summary(id).await;
+    let summary = server.shared.leases.summary(id).await;
     let summary =
         summary.ok_or_else(|| Error::new(Kind::NotFound, format!("no run {id} is known")))?;
     Ok(Answer::json(StatusCode::OK, &serde_json::json!(summary)))

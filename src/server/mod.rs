@@ -15,7 +15,7 @@ mod tunnel;
 mod users;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -25,23 +25,32 @@ use crate::ca::Ca;
 use crate::cache::Cache;
 use crate::config::{Authority, Config, HostName};
 use crate::error::Exit;
+use crate::registry::Registry;
 use access::Access;
 
 pub use leases::{Leases, MARK, Summary};
 
-/// Everything that a connection needs.
+/// Everything that a request needs, by one reading of the configuration.
 pub struct Server {
     pub config: Config,
     pub ca: Ca,
     pub cache: Arc<Cache>,
+    pub registries: Vec<Arc<Registry>>,
     /// What the API asks for
     pub token: String,
     access: Arc<Access>,
+    shared: Arc<Shared>,
+}
+
+/// What lasts from one reading of the configuration to the next.
+struct Shared {
     connections: Arc<Semaphore>,
     draining: watch::Sender<bool>,
     leases: Arc<Leases>,
     /// Cloned into all that draining waits for
     alive: Mutex<Option<mpsc::Sender<()>>>,
+    /// By the last reading; none before the first one is done
+    current: RwLock<Option<Arc<Server>>>,
 }
 
 /// A listener's share in all its connections.
@@ -58,42 +67,90 @@ impl Server {
         config: Config,
         mut ca: Ca,
         cache: Arc<Cache>,
+        registries: Vec<Arc<Registry>>,
         token: String,
         login: Option<String>,
     ) -> Result<Arc<Self>, Exit> {
-        if let Some(path) = &config.client_ca {
-            ca.ask_clients(path)?;
-        }
-        if let Some((cert, key)) = &config.own_certificate {
-            ca.use_certificate(cert, key)?;
-        }
-        Ok(Arc::new(Self {
-            access: Arc::new(Access::new(&config, login)?),
+        let access = Access::new(&config, login)?;
+        prepare(&mut ca, &config)?;
+        let shared = Shared {
             connections: Arc::new(Semaphore::new(config.limits.connections)),
-            config,
-            ca,
-            cache,
-            token,
             draining: watch::Sender::new(false),
             leases: Arc::default(),
             alive: Mutex::default(),
-        }))
+            current: RwLock::default(),
+        };
+        let this = Arc::new(Self {
+            access: Arc::new(access),
+            shared: Arc::new(shared),
+            config,
+            ca,
+            cache,
+            registries,
+            token,
+        });
+        this.become_current();
+        Ok(this)
+    }
+
+    /// The same server by another configuration: requests that begin from now on are served by it.
+    ///
+    /// # Errors
+    /// As for [`Self::new`]; then nothing changes.
+    pub fn renew(
+        &self,
+        config: Config,
+        mut ca: Ca,
+        cache: Arc<Cache>,
+        registries: Vec<Arc<Registry>>,
+        login: Option<String>,
+    ) -> Result<Arc<Self>, Exit> {
+        let access = self.access.renewed(&config, login)?;
+        prepare(&mut ca, &config)?;
+        let this = Arc::new(Self {
+            access: Arc::new(access),
+            shared: self.shared.clone(),
+            token: self.token.clone(),
+            config,
+            ca,
+            cache,
+            registries,
+        });
+        this.become_current();
+        Ok(this)
+    }
+
+    fn become_current(self: &Arc<Self>) {
+        let current = self.shared.current.write();
+        *current.unwrap_or_else(|e| e.into_inner()) = Some(self.clone());
+    }
+
+    /// By the last reading of the configuration.
+    pub fn latest(self: &Arc<Self>) -> Arc<Self> {
+        let current = self.shared.current.read();
+        let current = current.unwrap_or_else(|e| e.into_inner());
+        current.clone().unwrap_or_else(|| self.clone())
     }
 
     /// Serves on the listeners until `stop` comes, then drains: idle connections close at once,
     /// running requests may finish within the configured time.
     pub async fn run(self: Arc<Self>, listeners: Vec<TcpListener>, stop: impl Future<Output = ()>) {
         let (alive, mut all_gone) = mpsc::channel::<()>(1);
-        *self.alive.lock().unwrap_or_else(|e| e.into_inner()) = Some(alive);
+        *self.shared.alive.lock().unwrap_or_else(|e| e.into_inner()) = Some(alive);
         for listener in listeners {
             tokio::spawn(self.clone().accept(listener));
         }
         stop.await;
         tracing::info!("draining");
-        self.leases.end();
-        self.draining.send_replace(true);
-        self.alive.lock().unwrap_or_else(|e| e.into_inner()).take();
-        let drained = tokio::time::timeout(self.config.drain_timeout, all_gone.recv()).await;
+        self.shared.leases.end();
+        self.shared.draining.send_replace(true);
+        self.shared
+            .alive
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .take();
+        let patience = self.latest().config.drain_timeout;
+        let drained = tokio::time::timeout(patience, all_gone.recv()).await;
         match drained {
             Ok(_) => tracing::info!("drained"),
             Err(_) => {
@@ -104,7 +161,7 @@ impl Server {
 
     /// The runs that use this process.
     pub fn leases(&self) -> &Arc<Leases> {
-        &self.leases
+        &self.shared.leases
     }
 
     /// Accepts until draining begins.
@@ -112,26 +169,23 @@ impl Server {
         let Ok(local) = listener.local_addr() else {
             return;
         };
-        let mut draining = self.draining.subscribe();
-        let entrance = Entrance {
-            server: self.clone(),
-            local,
-        };
+        let mut draining = self.shared.draining.subscribe();
         loop {
             let accepted = tokio::select! {
                 accepted = async {
-                    let place = self.connections.clone().acquire_owned().await;
+                    let place = self.shared.connections.clone().acquire_owned().await;
                     (place, listener.accept().await)
                 } => accepted,
                 _ = draining.wait_for(|on| *on) => return,
             };
             match accepted {
                 (Ok(permit), Ok((stream, peer))) => {
-                    let Some(place) = self.access.admit(peer.ip(), permit) else {
+                    let server = self.latest();
+                    let Some(place) = server.access.admit(peer.ip(), permit) else {
                         tracing::debug!(client = %peer.ip(), "closed: this address has too many connections");
                         continue;
                     };
-                    let entrance = entrance.clone();
+                    let entrance = Entrance { server, local };
                     let alive = self.stay_alive();
                     tokio::spawn(connection::handle(entrance, stream, peer, alive, place));
                 }
@@ -147,7 +201,8 @@ impl Server {
 
     /// Something that draining waits for, until it is dropped. None when draining has begun.
     fn stay_alive(&self) -> Option<mpsc::Sender<()>> {
-        self.alive.lock().unwrap_or_else(|e| e.into_inner()).clone()
+        let alive = self.shared.alive.lock();
+        alive.unwrap_or_else(|e| e.into_inner()).clone()
     }
 
     /// Whether `host` is intercepted, on whatever port.
@@ -163,6 +218,17 @@ impl Server {
     fn is_own_name(&self, host: &HostName) -> bool {
         host.as_str() == "localhost" || self.config.hostnames.contains(host)
     }
+}
+
+/// What the configuration says of larder's own names.
+fn prepare(ca: &mut Ca, config: &Config) -> Result<(), Exit> {
+    if let Some(path) = &config.client_ca {
+        ca.ask_clients(path)?;
+    }
+    if let Some((cert, key)) = &config.own_certificate {
+        ca.use_certificate(cert, key)?;
+    }
+    Ok(())
 }
 
 impl Entrance {

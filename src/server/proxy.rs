@@ -149,7 +149,7 @@ async fn connect(peer: Peer, request: Request<Incoming>, may_connect: bool) -> R
     if server.is_intercepted(&authority) {
         if !server.ca.permits(&authority.host) {
             let words = format!(
-                "the CA may not sign for {}: it was made for another host list; run `larder ca renew` and start larder again",
+                "the CA may not sign for {}: it was made for another host list; run `larder ca renew`, then reload larder (SIGHUP) or start it again",
                 authority.host
             );
             return refuse(trace, &Error::new(Kind::Denied, words));

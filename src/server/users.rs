@@ -104,6 +104,10 @@ impl Users {
         })
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// # Errors
     /// `Unauthenticated` where they are wrong, `TooManyGuesses`, `Busy`.
     pub async fn check(&self, ip: IpAddr, (user, password): (String, String)) -> Result<(), Error> {

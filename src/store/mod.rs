@@ -38,7 +38,7 @@ const DEFAULT_BUDGET: u64 = 50 << 30;
 pub struct Store {
     cache: PathBuf,
     tmp: PathBuf,
-    budget: u64,
+    budget: AtomicU64,
     /// Of one archive
     archive_limit: u64,
     temporary: AtomicU64,
@@ -104,7 +104,7 @@ impl Store {
         let this = Self {
             cache,
             tmp,
-            budget,
+            budget: AtomicU64::new(budget),
             archive_limit,
             temporary: AtomicU64::new(0),
             read_only: false,
@@ -124,7 +124,7 @@ impl Store {
         let cache = data_dir.join("cache");
         Arc::new(Self {
             tmp: data_dir.join("tmp"),
-            budget: 0,
+            budget: AtomicU64::new(0),
             archive_limit: 0,
             temporary: AtomicU64::new(0),
             read_only: true,
@@ -137,7 +137,13 @@ impl Store {
 
     /// In bytes.
     pub fn budget(&self) -> u64 {
-        self.budget
+        self.budget.load(Ordering::Relaxed)
+    }
+
+    /// Holds no more than that from now on.
+    pub fn set_budget(&self, bytes: u64) {
+        self.budget.store(bytes, Ordering::Relaxed);
+        self.gc(Some(bytes), None);
     }
 
     /// The digest under which the bytes of `key` are held.
@@ -332,10 +338,11 @@ impl Store {
         let mut inner = self.lock();
         // What an upstream announces may be any number.
         let wanted = inner.reserved.checked_add(bytes).ok_or(Full::NoRoom)?;
-        if wanted > self.budget {
+        let budget = self.budget();
+        if wanted > budget {
             return Err(Full::NoRoom);
         }
-        while inner.stored > self.budget - wanted {
+        while inner.stored > budget - wanted {
             let Some((_, digest)) = inner.order.first_key_value() else {
                 return Err(Full::NoRoom);
             };

@@ -30,6 +30,7 @@ mod proxy;
 mod range;
 mod reach;
 mod redirect;
+mod reload;
 mod republished;
 mod run;
 mod secrets;

@@ -51,12 +51,12 @@ pub struct Bounds {
 /// The documents of one data dir.
 pub struct Metadata {
     bounds: Bounds,
-    shelf: Shelf,
+    shelf: Arc<Shelf>,
     upstream: Arc<Upstream>,
-    catalogue: Catalogue,
+    catalogue: Arc<Catalogue>,
     hot: Cache<String, Arc<Document>>,
     sums: Cache<String, (Arc<Document>, Option<Arc<Sums>>)>,
-    flights: Mutex<HashMap<FlightKey, Flight>>,
+    flights: Arc<Mutex<HashMap<FlightKey, Flight>>>,
     /// Documents that took part in a contradiction
     doubted: Cache<String, ()>,
 }
@@ -144,19 +144,33 @@ impl Metadata {
     ) -> Arc<Self> {
         Arc::new(Self {
             bounds,
-            shelf,
+            shelf: Arc::new(shelf),
             upstream,
-            catalogue,
+            catalogue: Arc::new(catalogue),
             hot: Cache::builder()
                 .weigher(|_, document: &Arc<Document>| document.body.len() as u32 + 1024)
                 .max_capacity(HOT_BYTES)
                 .build(),
             sums: Cache::new(1024),
-            flights: Mutex::default(),
+            flights: Arc::default(),
             doubted: Cache::builder()
                 .max_capacity(10_000)
                 .time_to_live(DOUBT)
                 .build(),
+        })
+    }
+
+    /// The same documents by another way upstream.
+    pub fn renewed(&self, upstream: Arc<Upstream>, bounds: Bounds) -> Arc<Self> {
+        Arc::new(Self {
+            bounds,
+            shelf: self.shelf.clone(),
+            upstream,
+            catalogue: self.catalogue.clone(),
+            hot: self.hot.clone(),
+            sums: self.sums.clone(),
+            flights: self.flights.clone(),
+            doubted: self.doubted.clone(),
         })
     }
 
