@@ -61,7 +61,7 @@ impl Download {
         };
         let archive = optional(Some(raw.download_url))?.ok_or("has no download_url")?;
         let named = super::route::route(archive.path());
-        if !matches!(named, Kind::Archive | Kind::Other | Kind::Listing) {
+        if !matches!(named, Kind::Archive | Kind::Other) {
             return Err(format!(
                 "names as its archive what is a document: {}",
                 archive.path()
@@ -426,6 +426,10 @@ mod tests {
             (
                 Kind::Download,
                 br#"{"download_url":"/v1/providers/a/b/versions","shasum":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}"#,
+            ),
+            (
+                Kind::Download,
+                br#"{"download_url":"/files/","shasum":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}"#,
             ),
             (Kind::Sums, b"<html>"),
             (Kind::Signature, b""),

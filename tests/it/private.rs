@@ -356,6 +356,43 @@ async fn a_private_registry_answers_offline_and_to_the_mirror() {
     archive.assert_is(&zip);
 }
 
+/// By the running larder, and without one.
+#[tokio::test]
+async fn doctor_names_what_is_not_served() {
+    let upstream = Upstream::start();
+    let corp = Corp::new(&upstream);
+    let good = corp.release("thing", "1.0.0");
+    let doctor = |corp: &Corp| {
+        let mut command = corp.setup.command_with_options(&["doctor", "--offline"]);
+        let output = command.output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        let lines = said.lines().filter(|line| line.contains("registry: "));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let lines = doctor(&corp);
+    assert!(lines.len() == 1 && lines[0].starts_with("ok"), "{lines:?}");
+    let cut = archive_path("thing", "2.0.0", "linux_amd64");
+    corp.put(&cut, &good[..1000]);
+    for running in [false, true] {
+        let larder = match running {
+            true => Some(corp.setup.start().await),
+            false => None,
+        };
+        if let Some(larder) = &larder {
+            larder.logs(&["2.0.0", "no whole zip"]).await;
+        }
+        let lines = doctor(&corp);
+        assert!(
+            lines.len() == 1 && lines[0].starts_with("FAIL"),
+            "{lines:?}"
+        );
+        assert!(
+            lines[0].contains(&cut) && lines[0].contains("no whole zip"),
+            "{lines:?}"
+        );
+    }
+}
+
 #[test]
 fn a_folder_that_is_not_there_and_a_public_host_are_refused() {
     for (host, dir, word) in [

@@ -8,6 +8,7 @@ mod authority;
 mod local;
 mod origin;
 mod proxy;
+mod registries;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ use crate::ca::inspect::Inspection;
 use crate::config::{CommonArgs, Config, ServeArgs};
 use crate::error::Exit;
 use crate::instance::{self, Running};
+use crate::registry::Survey;
 
 /// For all checks together, once everything is gathered.
 const CHECKING: Duration = Duration::from_secs(3);
@@ -30,7 +32,7 @@ const CHECKING: Duration = Duration::from_secs(3);
 const LOOKING: Duration = Duration::from_secs(2);
 
 /// The checks, in the order of their lines.
-const CHECKS: [(&str, Check); 12] = [
+const CHECKS: [(&str, Check); 13] = [
     ("config", local::config),
     ("data dir", local::data_dir),
     ("disk", local::disk),
@@ -43,6 +45,7 @@ const CHECKS: [(&str, Check); 12] = [
     ("shell trust", authority::shell),
     ("upstream", origin::upstream),
     ("clock", origin::clock),
+    ("registry", registries::check),
 ];
 
 /// Looks at one thing. It may block; it is not waited for without end.
@@ -62,6 +65,7 @@ struct Case {
     /// Where somebody else listens that larder is to listen
     taken: Vec<std::net::SocketAddr>,
     upstream: Result<Vec<origin::Origin>, Exit>,
+    registries: Vec<Result<Survey, String>>,
 }
 
 /// What a check found.
@@ -182,10 +186,11 @@ async fn examine(config: Config, file: Option<(PathBuf, bool)>, root: PathBuf) -
         Some(addr) => vec![addr],
         None => config.listen.clone(),
     };
-    let (server, taken, upstream) = tokio::join!(
+    let (server, taken, upstream, registries) = tokio::join!(
         proxy::ask(running.as_ref()),
         proxy::taken(&config, running.as_ref()),
-        origin::ask_all(&config, own)
+        origin::ask_all(&config, own),
+        registries::survey(&config, running.as_ref())
     );
     let case = Arc::new(Case {
         config,
@@ -196,6 +201,7 @@ async fn examine(config: Config, file: Option<(PathBuf, bool)>, root: PathBuf) -
         server,
         taken,
         upstream,
+        registries,
     });
     let deadline = Instant::now() + CHECKING;
     let checks = CHECKS.map(|(name, check)| {
