@@ -78,7 +78,7 @@ fn file(text: &str) {
         for selector in config.policy.allow.iter().chain(&config.policy.deny) {
             survives_printing::<Selector>(&selector.to_string()).expect("reads");
         }
-        let _ = config.policy.judge(names, Some("1.0.0"));
+        let _ = config.policy.judge(names, Some("1.0.0"), false);
     }
     let again = settle(text, &ServeArgs::default()).expect("settles again");
     assert_eq!(format!("{again:?}"), format!("{config:?}"));
@@ -117,9 +117,9 @@ fn versions(a: &str, b: &str) {
             deny: vec![selector],
             ..Default::default()
         };
-        let allowed = allowing.judge(&names, Some(b)).is_ok();
+        let allowed = allowing.judge(&names, Some(b), false).is_ok();
         // What can be read is either in a range or not.
-        assert_eq!(denying.judge(&names, Some(b)).is_err(), allowed, "{range}");
+        assert_eq!(denying.judge(&names, Some(b), false).is_err(), allowed, "{range}");
         allowed
     };
     let a = a.trim();
@@ -185,7 +185,7 @@ fn patterns(a: &str, b: &str) {
         ..Default::default()
     };
     for version in [None, Some("1.0.0"), Some("nightly")] {
-        assert_eq!(denying.judge(&names, version).is_err(), fits);
+        assert_eq!(denying.judge(&names, version, false).is_err(), fits);
     }
 }
 
