@@ -4,6 +4,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 
 use crate::common::client::handshake;
 use crate::common::*;
+use crate::terraform::{Project, no_terraform, succeeded};
 
 const NAME: &str = "larder.corp.example";
 
@@ -104,4 +105,24 @@ fn a_certificate_without_its_key_is_refused() {
         2,
         &["tls_key"],
     );
+}
+
+#[tokio::test]
+async fn terraform_speaks_tls_to_the_proxy_itself() {
+    if no_terraform() {
+        return;
+    }
+    let upstream = Upstream::start();
+    let release = Release::new("hashicorp", "null", "3.2.1");
+    release.publish(&upstream);
+    let larder = Setup::new(&upstream).start().await;
+    let project = Project::new(&larder, "project", &[release]);
+    let proxy = format!("https://localhost:{}", larder.addr.port());
+    let ca = larder.setup.ca_pem();
+    let variables = [
+        ("HTTPS_PROXY", &*proxy),
+        ("SSL_CERT_FILE", ca.to_str().unwrap()),
+    ];
+    succeeded(&project.init_with(&variables));
+    larder.setup.holds(1).await;
 }
