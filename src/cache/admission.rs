@@ -407,13 +407,16 @@ impl Cache {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         let wish = Wish {
-            url,
+            url: url.clone(),
             kind: Kind::Download,
             headers,
             reload: false,
         };
         match self.metadata.get(&wish).await.ok()? {
-            Answer::Document(document, _) => Some(document.download.as_ref()?.archive.clone()),
+            Answer::Document(document, _) => {
+                let archive = &document.download.as_ref()?.archive;
+                Some(self.named_archive(&url, archive))
+            }
             Answer::TooLarge => None,
         }
     }

@@ -1,12 +1,13 @@
 //! What documents said of archives: which digest a URL should have, and which URLs a registry
 //! named. In memory; rebuilt from the kept documents at the start.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, RwLock, Weak};
 
 use url::Url;
 
 use super::url_key;
+use crate::config::Authority;
 use crate::digest::{Digest, Hasher};
 use crate::terraform::registry::Download;
 use crate::terraform::route::{Kind, OWN_PREFIX, file_name};
@@ -21,6 +22,11 @@ const NAMED_LIMIT: usize = 200_000;
 const KEY_SETS: usize = 4096;
 
 /// The catalogue of one process.
+///
+/// The word of a registry that the operator named counts for whatever archive it names. Any other
+/// host may be asked by whoever names it, so that its word on an archive elsewhere must count for its
+/// own clients alone: its archives bear a mark in their URL's fragment, which nobody else can write
+/// and no origin sees. By it they are told apart in every table.
 #[derive(Default)]
 pub struct Catalogue {
     inner: RwLock<Inner>,
@@ -28,6 +34,8 @@ pub struct Catalogue {
 
 #[derive(Default)]
 struct Inner {
+    /// Registries whose word counts for all, by their authority as in URLs
+    trusted: HashSet<String>,
     /// By document
     documents: HashMap<String, (String, Arc<Download>)>,
     /// By archive: the documents that name it, or did when a client may have been told
@@ -54,9 +62,37 @@ pub struct Named {
 }
 
 impl Catalogue {
+    /// With those registries trusted.
+    pub fn trusting(trusted: HashSet<String>) -> Self {
+        let inner = Inner {
+            trusted,
+            ..Inner::default()
+        };
+        Self {
+            inner: RwLock::new(inner),
+        }
+    }
+
+    /// Trusts other registries from now on.
+    pub fn trust(&self, trusted: HashSet<String>) {
+        let mut inner = self.write();
+        if inner.trusted == trusted {
+            return;
+        }
+        inner.trusted = trusted;
+        inner.rebuild();
+    }
+
+    /// The URL under which an archive that `registry` named is known.
+    pub fn scoped(&self, registry: &str, archive: &Url) -> Url {
+        self.read().scoped(registry, archive)
+    }
+
     /// Takes note of a download document of `registry` (its authority as in URLs).
     pub fn learn(&self, document: &str, registry: &str, download: &Arc<Download>) {
         let mut inner = self.write();
+        let mut download = Download::clone(download);
+        download.archive = inner.scoped(registry, &download.archive);
         inner.drop_claim(document, &url_key(&download.archive));
         let before = inner.documents.get(document);
         let before = before.map(|(_, before)| before.archive.clone());
@@ -64,7 +100,6 @@ impl Catalogue {
             // Nobody was told a path for it.
             inner.drop_claim(document, &url_key(&plain));
         }
-        let mut download = Download::clone(download);
         download.keys = inner.interned(&download.keys);
         inner.add(document, registry, &Arc::new(download));
         if inner.documents.len() > DOCUMENT_LIMIT
@@ -73,12 +108,7 @@ impl Catalogue {
             inner.forget(&any);
         }
         if inner.named.len() > NAMED_LIMIT {
-            inner.named.clear();
-            inner.archives.clear();
-            let documents: Vec<_> = inner.documents.clone().into_iter().collect();
-            for (document, (registry, download)) in documents {
-                inner.add(&document, &registry, &download);
-            }
+            inner.rebuild();
         }
     }
 
@@ -144,6 +174,26 @@ impl Catalogue {
 }
 
 impl Inner {
+    fn scoped(&self, registry: &str, archive: &Url) -> Url {
+        let mut archive = archive.clone();
+        let own = Authority::of(&archive).is_some_and(|at| at.in_https_url() == registry);
+        let free = own || self.trusted.contains(registry);
+        archive.set_fragment((!free).then(|| format!("of={registry}")).as_deref());
+        archive
+    }
+
+    /// Names and claims by the documents of now.
+    fn rebuild(&mut self) {
+        self.named.clear();
+        self.archives.clear();
+        let documents: Vec<_> = self.documents.clone().into_iter().collect();
+        for (document, (registry, download)) in documents {
+            let mut download = Download::clone(&download);
+            download.archive = self.scoped(&registry, &download.archive);
+            self.add(&document, &registry, &Arc::new(download));
+        }
+    }
+
     fn interned(&mut self, keys: &Arc<[NamedKey]>) -> Arc<[NamedKey]> {
         let mut hasher = Hasher::default();
         for text in keys
@@ -257,7 +307,7 @@ mod tests {
 
     #[test]
     fn only_what_a_registry_named_is_found_and_only_there() {
-        let catalogue = Catalogue::default();
+        let catalogue = Catalogue::trusting(["registry.example".to_owned()].into());
         let named = download("https://g.example/d/a.zip?x=1", "1");
         catalogue.learn("doc", "registry.example", &named);
         let path = own_path(&named.archive);
@@ -282,8 +332,36 @@ mod tests {
     }
 
     #[test]
+    fn an_untrusted_registry_speaks_for_its_own_clients_alone() {
+        let catalogue = Catalogue::trusting(["r.example".to_owned()].into());
+        let (good, evil) = (
+            download("https://g.example/a.zip", "1"),
+            download("https://g.example/a.zip", "2"),
+        );
+        catalogue.learn("good", "r.example", &good);
+        catalogue.learn("evil", "evil.example", &evil);
+        let claims = catalogue.claims(&url_key(&good.archive));
+        assert_eq!((claims.len(), &*claims[0].document), (1, "good"));
+        let scoped = catalogue.scoped("evil.example", &evil.archive);
+        let claims = catalogue.claims(&url_key(&scoped));
+        assert_eq!((claims.len(), &*claims[0].document), (1, "evil"));
+        let path = own_path(&scoped);
+        assert_eq!(
+            catalogue.named("evil.example", &path).map(|n| n.url),
+            Some(scoped)
+        );
+        assert_eq!(catalogue.named("r.example", &path), None);
+        // What it has itself is its own affair.
+        let own = Url::parse("https://evil.example/b.zip").unwrap();
+        assert_eq!(catalogue.scoped("evil.example", &own), own);
+        catalogue.trust(["evil.example".to_owned()].into());
+        let claims = catalogue.claims(&url_key(&evil.archive));
+        assert_eq!((claims.len(), &*claims[0].document), (1, "evil"));
+    }
+
+    #[test]
     fn a_replaced_document_keeps_its_old_paths_and_their_claims() {
-        let catalogue = Catalogue::default();
+        let catalogue = Catalogue::trusting(["r".to_owned()].into());
         let (old, new) = (
             download("https://g/a.zip", "1"),
             download("https://g/b.zip", "2"),

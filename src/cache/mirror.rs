@@ -2,10 +2,12 @@
 //! archives with their hashes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
 use hyper::StatusCode;
-use hyper::header::{ACCEPT, HeaderMap, HeaderValue};
+use hyper::header::{ACCEPT, HeaderMap, HeaderValue, LOCATION};
+use tokio::time::timeout;
 use url::Url;
 
 use super::document::Document;
@@ -19,8 +21,11 @@ use crate::terraform::own::{ArchiveName, Service, is_version};
 use crate::terraform::registry::Download;
 use crate::terraform::route::Kind;
 use crate::terraform::versions::{Listed, listed};
-use crate::upstream::shown_url;
+use crate::upstream::{is_redirect, shown_url};
 
+/// Clients give up after 10 s.
+const DEADLINE: Duration = Duration::from_secs(7);
+const REDIRECTS: usize = 4;
 /// Documents of one version that are asked for at once.
 const AT_ONCE: usize = 4;
 /// Whose document is asked for first: of it alone, where that is enough.
@@ -82,6 +87,20 @@ impl Cache {
         provider: &Provider,
         version: &str,
     ) -> Result<Vec<Mirrored>, Error> {
+        let found = timeout(DEADLINE, self.find_archives(provider, version)).await;
+        found.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Timeout,
+                format!("{provider} {version}: upstream did not answer in time; try again later"),
+            ))
+        })
+    }
+
+    async fn find_archives(
+        self: &Arc<Self>,
+        provider: &Provider,
+        version: &str,
+    ) -> Result<Vec<Mirrored>, Error> {
         let all = self.mirrored_versions(provider).await?;
         let found = all.into_iter().find(|one| one.version == version);
         let found = found.ok_or_else(|| {
@@ -102,15 +121,16 @@ impl Cache {
         }
         let mut failure = None;
         for file in &platforms {
-            let download = match self.mirrored_download(provider, file).await {
-                Ok(download) => download,
-                // Offline another platform's may be held.
-                Err(e) => {
+            let found = match self.mirrored_download(provider, file).await {
+                Ok(found) => found,
+                // Another platform's may be there, or be held.
+                Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Offline) => {
                     failure = failure.or(Some(e));
                     continue;
                 }
+                Err(e) => return Err(e),
             };
-            return match self.listed_archives(&download, file, &platforms).await? {
+            return match self.listed_archives(&found, file, &platforms).await? {
                 Some(mirrored) => Ok(mirrored),
                 None => Ok(self.each_archive(provider, &platforms).await),
             };
@@ -119,7 +139,7 @@ impl Cache {
         Err(failure.unwrap_or(none))
     }
 
-    /// What the registry says of one archive.
+    /// What the registry says of one archive, and the URL under which that is known here.
     ///
     /// # Errors
     /// As for [`Self::mirrored_archives`].
@@ -127,7 +147,7 @@ impl Cache {
         self: &Arc<Self>,
         provider: &Provider,
         file: &ArchiveName,
-    ) -> Result<Arc<Download>, Error> {
+    ) -> Result<(Arc<Download>, Url), Error> {
         let service = self.service(&provider.host, Service::Providers).await?;
         let url = below(
             &service,
@@ -141,18 +161,20 @@ impl Cache {
             self.admit_document(&subject).await?;
         }
         let document = self.asked_for(&url, Kind::Download).await?;
-        document.download.clone().ok_or_else(|| {
+        let download = document.download.clone().ok_or_else(|| {
             Error::new(
                 ErrorKind::Nonsense,
                 format!("{}: not a download document", shown_url(&url)),
             )
-        })
+        })?;
+        let archive = self.named_archive(&document.base, &download.archive);
+        Ok((download, archive))
     }
 
     /// The archives that the sums list beside the one of `download`; none where there are no sums.
     async fn listed_archives(
         &self,
-        download: &Download,
+        (download, archive): &(Arc<Download>, Url),
         file: &ArchiveName,
         platforms: &[ArchiveName],
     ) -> Result<Option<Vec<Mirrored>>, Error> {
@@ -161,17 +183,15 @@ impl Cache {
         };
         let sources = self.sources();
         let ask = !self.upstream.is_offline(sums_url);
-        let vouched = sources
-            .vouch(&download.archive, &HeaderMap::new(), ask)
-            .await;
-        sources.content(&download.archive, &vouched, download.digest())?;
+        let vouched = sources.vouch(archive, &HeaderMap::new(), ask).await;
+        sources.content(archive, &vouched, download.digest())?;
         let Some(sums) = sources.metadata.held_sums(sums_url).await else {
             return Ok(None);
         };
-        if let Expected::Contradiction(_, why) = sources.expected(&download.archive).await {
+        if let Expected::Contradiction(_, why) = sources.expected(archive).await {
             return Err(Error::new(
                 ErrorKind::Contradiction,
-                format!("{}: refused: {why}", shown_url(&download.archive)),
+                format!("{}: refused: {why}", shown_url(archive)),
             ));
         }
         // As the sums name this one, so they name the others.
@@ -196,7 +216,7 @@ impl Cache {
         let asked = platforms.iter().map(|file| {
             let (this, provider, file) = (self.clone(), provider.clone(), file.clone());
             async move {
-                let download = this.mirrored_download(&provider, &file).await.ok()?;
+                let (download, _) = this.mirrored_download(&provider, &file).await.ok()?;
                 Some(this.mirrored(&file, download.digest()?))
             }
         });
@@ -216,6 +236,26 @@ impl Cache {
 
     /// A registry's document, whose absence is an error.
     async fn asked_for(&self, url: &Url, kind: Kind) -> Result<Arc<Document>, Error> {
+        let mut url = url.clone();
+        let policy = &self.sources().judge.policy;
+        // Rules go by the address of the document: they do not follow it elsewhere.
+        let ruled = policy.restricts() || policy.wants_signatures();
+        for _ in 0..REDIRECTS {
+            let document = self.asked_once(&url, kind).await?;
+            let location = document.headers.get(LOCATION).filter(|_| !ruled);
+            let next = location.and_then(|to| url.join(to.to_str().ok()?).ok());
+            // Who may be asked was judged by the host.
+            let same = |next: &Url| Authority::of(next) == Authority::of(&url);
+            match next.filter(|next| is_redirect(document.status) && same(next)) {
+                Some(next) => url = next,
+                None => return answered(&url, document),
+            }
+        }
+        let words = format!("{}: redirected without end", shown_url(&url));
+        Err(Error::new(ErrorKind::Nonsense, words))
+    }
+
+    async fn asked_once(&self, url: &Url, kind: Kind) -> Result<Arc<Document>, Error> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         let wish = Wish {
@@ -224,35 +264,39 @@ impl Cache {
             headers,
             reload: false,
         };
-        let document = match self.metadata.get(&wish).await? {
-            Answer::Document(document, _) => document,
+        match self.metadata.get(&wish).await? {
+            Answer::Document(document, _) => Ok(document),
             Answer::TooLarge => {
                 let words = format!("{}: larger than max_metadata_size", shown_url(url));
-                return Err(Error::new(ErrorKind::Nonsense, words));
+                Err(Error::new(ErrorKind::Nonsense, words))
             }
-        };
-        match document.status {
-            StatusCode::OK => Ok(document),
-            StatusCode::NOT_FOUND
-            | StatusCode::GONE
-            | StatusCode::UNAUTHORIZED
-            | StatusCode::FORBIDDEN => Err(Error::new(
-                ErrorKind::NotFound,
-                format!(
-                    "{}: the registry answers {} to whoever asks without credentials",
-                    shown_url(url),
-                    document.status.as_u16()
-                ),
-            )),
-            status => Err(Error::new(
-                ErrorKind::Incomplete,
-                format!(
-                    "{}: upstream answered {}; try again later",
-                    shown_url(url),
-                    status.as_u16()
-                ),
-            )),
         }
+    }
+}
+
+fn answered(url: &Url, document: Arc<Document>) -> Result<Arc<Document>, Error> {
+    let status = document.status;
+    match status {
+        StatusCode::OK => Ok(document),
+        StatusCode::NOT_FOUND
+        | StatusCode::GONE
+        | StatusCode::UNAUTHORIZED
+        | StatusCode::FORBIDDEN => Err(Error::new(
+            ErrorKind::NotFound,
+            format!(
+                "{}: the registry answers {} to whoever asks without credentials",
+                shown_url(url),
+                status.as_u16()
+            ),
+        )),
+        status => Err(Error::new(
+            ErrorKind::Incomplete,
+            format!(
+                "{}: upstream answered {}; try again later",
+                shown_url(url),
+                status.as_u16()
+            ),
+        )),
     }
 }
 

@@ -17,7 +17,7 @@ pub mod trust;
 pub mod verdict;
 mod writer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -126,10 +126,10 @@ impl Cache {
         &self,
         upstream: Arc<Upstream>,
         judge: Arc<Judge>,
-        bounds: Bounds,
+        (bounds, trusted): (Bounds, HashSet<String>),
         fill_limit: usize,
     ) -> Arc<Self> {
-        let metadata = self.metadata.renewed(upstream.clone(), bounds);
+        let metadata = self.metadata.renewed(upstream.clone(), bounds, trusted);
         Arc::new(Self {
             sources: self.sources.renewed(metadata.clone(), judge),
             metadata,
@@ -141,6 +141,13 @@ impl Cache {
             orphans: self.orphans.clone(),
             rechecks: self.rechecks.clone(),
         })
+    }
+
+    /// The URL of an archive that the document at `document` names.
+    pub fn named_archive(&self, document: &Url, archive: &Url) -> Url {
+        let registry = Authority::of(document).map(|at| at.in_https_url());
+        let catalogue = self.metadata.catalogue();
+        catalogue.scoped(&registry.unwrap_or_default(), archive)
     }
 
     pub fn sources(&self) -> &Sources {
@@ -217,7 +224,7 @@ impl Cache {
         if self.upstream.is_offline(url) {
             return Err(offline(url));
         }
-        let running = running(&self.lock(), &key, digest).cloned();
+        let running = running(&self.lock(), &key, digest, url).cloned();
         if let Some(head) = running.and_then(|fill| fill.state().borrow().head.clone()) {
             return Ok(HeadOnly::Upstream {
                 status: StatusCode::OK,
@@ -295,7 +302,8 @@ impl Cache {
         record.headers.retain(|(name, _)| name != "last-modified");
         held.record = Arc::new(record);
         // A query may be anything: a name for each would be without bound.
-        if self.store.find(key).is_none() && url.query().is_none() {
+        let plain = url.query().is_none() && url.fragment().is_none();
+        if self.store.find(key).is_none() && plain {
             let (store, key, record) = (self.store.clone(), key.to_owned(), held.record.clone());
             tokio::task::spawn_blocking(move || {
                 if let Err(error) = store.name(&key, digest, &record) {
@@ -409,7 +417,8 @@ impl Cache {
         mut terms: Terms,
     ) -> Joined {
         let mut fills = self.lock();
-        if let Some(fill) = running(&fills, key, digest).filter(|fill| fill.is_joinable()) {
+        let url = source.url.clone();
+        if let Some(fill) = running(&fills, key, digest, &url).filter(|fill| fill.is_joinable()) {
             return Joined::Fill(fill.clone(), fill.follow(), true);
         }
         // A fill may have been committed between the look into the store and the lock.
@@ -424,7 +433,7 @@ impl Cache {
             return Joined::TooMany;
         }
         terms.expected = digest;
-        let fill_key = digest.map_or_else(|| key.to_owned(), |digest| digest.to_string());
+        let fill_key = digest.map_or_else(|| key.to_owned(), |digest| fill_key(digest, &url));
         let (this, done_key) = (self.clone(), fill_key.clone());
         let gate = self.clone();
         let fill = Fill::start(
@@ -497,10 +506,19 @@ fn running<'a>(
     fills: &'a HashMap<String, Arc<Fill>>,
     key: &str,
     digest: Option<Digest>,
+    url: &Url,
 ) -> Option<&'a Arc<Fill>> {
     digest
-        .and_then(|digest| fills.get(&digest.to_string()))
+        .and_then(|digest| fills.get(&fill_key(digest, url)))
         .or_else(|| fills.get(key))
+}
+
+/// Whoever joins a fetch by its digest waits for its origin: it is none that a stranger chose.
+fn fill_key(digest: Digest, url: &Url) -> String {
+    match url.fragment() {
+        Some(of) => format!("{digest}#{of}"),
+        None => digest.to_string(),
+    }
 }
 
 impl From<NoArchive> for Result<Arc<Refusal>, Error> {
@@ -519,10 +537,16 @@ pub fn url_key(url: &Url) -> String {
         Some(_) => shown_url(url),
         None => url.path().to_owned(),
     };
-    match url.query() {
+    let mut key = match url.query() {
         Some(query) => format!("{shown}?sha256={}", Digest::of(query.as_bytes())),
         None => shown,
+    };
+    // An archive of a registry that speaks for its own clients alone.
+    if let Some(of) = url.fragment() {
+        key.push('#');
+        key.push_str(of);
     }
+    key
 }
 
 #[cfg(test)]

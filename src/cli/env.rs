@@ -68,7 +68,8 @@ pub fn main(common: &CommonArgs, args: &Args) -> Result<ExitCode, Exit> {
                 );
             }
             let path = config.data_dir.join("terraformrc");
-            let written = terraformrc::write(&config, reachable(addr), running.as_ref(), &path);
+            let written =
+                terraformrc::write(&config, reachable(addr), running.as_ref(), &path, false);
             super::runtime()?.block_on(written)?
         }
         false => settings(&config, addr, running.and_then(|r| r.login).as_deref())?,

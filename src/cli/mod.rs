@@ -197,7 +197,12 @@ fn peek(config: &Config) -> Result<Arc<Cache>, Exit> {
         document: config.limits.metadata_bytes,
         list_grace: config.version_list_grace,
     };
-    let metadata = Metadata::peek(&config.data_dir, upstream.clone(), bounds);
+    let metadata = Metadata::peek(
+        &config.data_dir,
+        upstream.clone(),
+        bounds,
+        config.trusted_registries(),
+    );
     let store = Store::peek(&config.data_dir);
     let judge = Arc::new(judge);
     Ok(Cache::new(

@@ -63,10 +63,12 @@ async fn run(common: &CommonArgs, args: &Args, config: &Config) -> Result<ExitCo
     let (addr, running) = (lease.addr, &lease.running);
     let mut own_config = None;
     let settings = if args.ca_free || cfg!(any(target_os = "macos", target_os = "windows")) {
+        let name = Path::new(&args.command[0]).file_name().unwrap_or_default();
+        let for_tofu = name.to_string_lossy().starts_with("tofu");
         let path = OwnConfig::place(&config.data_dir);
         let addr = super::env::reachable(addr);
         let path = &own_config.insert(path).0;
-        super::terraformrc::write(config, addr, Some(running), path).await?
+        super::terraformrc::write(config, addr, Some(running), path, for_tofu).await?
     } else {
         super::env::settings(config, addr, running.login.as_deref())?
     };

@@ -89,7 +89,8 @@ async fn serve(
         .collect();
     let registries = registries(&config)?;
     let upstream = Arc::new(upstream(&config, addrs.clone(), locals(&registries))?);
-    let metadata = Metadata::open(&config.data_dir, upstream.clone(), bounds(&config))?;
+    let trusted = config.trusted_registries();
+    let metadata = Metadata::open(&config.data_dir, upstream.clone(), bounds(&config), trusted)?;
     let cache = Cache::new(
         metadata,
         store,
@@ -161,9 +162,9 @@ fn reload(
         }
     }
     let upstream = Arc::new(upstream(&config, addrs.to_vec(), locals(&registries))?);
-    let cache = server
-        .cache
-        .renewed(upstream, judge, bounds(&config), config.limits.fills);
+    let documents = (bounds(&config), config.trusted_registries());
+    let fills = config.limits.fills;
+    let cache = server.cache.renewed(upstream, judge, documents, fills);
     let known = config.htpasswd.is_some().then(|| login.to_owned());
     server.renew(config.clone(), ca, cache, registries, known)?;
     if let Some(bytes) = config

@@ -1,6 +1,7 @@
 //! A Terraform CLI configuration of larder's own making: its `host` blocks lead the registries
 //! to larder over plain HTTP, so that no CA and no proxy is needed. The rest is its user's.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,8 +33,9 @@ pub async fn write(
     addr: SocketAddr,
     running: Option<&Running>,
     path: &Path,
+    for_tofu: bool,
 ) -> Result<Vec<(&'static str, String)>, Exit> {
-    let own = UserConfig::find()?;
+    let own = UserConfig::find(for_tofu)?;
     let login = running.and_then(|running| running.login.as_deref());
     let mut blocks = String::new();
     let mut hosts = Vec::new();
@@ -60,9 +62,10 @@ pub async fn write(
         "# Made by `larder env --ca-free`; it is written anew each time.\n{FROM}{}\n\n{blocks}",
         own.origin
     );
+    let mut set = HashSet::new();
     for (file, content) in &own.files {
         let ours = |word: &str| word == "host" || login.is_some() && word == "credentials";
-        let kept = carried(content, |word, label| {
+        let kept = carried(content, &mut set, |word, label| {
             ours(word) && hosts.iter().any(|own| own == label)
         });
         let kept = kept.map_err(|why| {
@@ -131,20 +134,35 @@ struct UserConfig {
 }
 
 impl UserConfig {
-    fn find() -> Result<Self, Exit> {
+    fn find(for_tofu: bool) -> Result<Self, Exit> {
         let named = ["TF_CLI_CONFIG_FILE", "TERRAFORM_CONFIG"]
             .iter()
             .filter_map(std::env::var_os)
             .find(|value| !value.is_empty());
         let Some(named) = named.map(PathBuf::from) else {
-            return Self::at_home();
+            return Self::at_home(for_tofu);
         };
+        if !named.exists() {
+            // As Terraform does.
+            eprintln!(
+                "larder: TF_CLI_CONFIG_FILE names {}, which is not there",
+                named.display()
+            );
+            return Ok(Self {
+                files: Vec::new(),
+                origin: named.display().to_string(),
+            });
+        }
         let content = read(&named)?;
         let origin = content.lines().find_map(|line| line.strip_prefix(FROM));
         match origin.filter(|_| content.starts_with("# Made by `larder env")) {
-            Some(NOT_FOUND) => Self::at_home(),
+            Some(NOT_FOUND) => Self::at_home(for_tofu),
             // What larder made is made from something else.
-            Some(origin) => Self::of(PathBuf::from(origin)),
+            Some(origin) if Path::new(origin).exists() => Self::of(PathBuf::from(origin)),
+            Some(origin) => Ok(Self {
+                files: Vec::new(),
+                origin: origin.to_owned(),
+            }),
             None => Self::of(named),
         }
     }
@@ -158,11 +176,14 @@ impl UserConfig {
         })
     }
 
-    fn at_home() -> Result<Self, Exit> {
+    fn at_home(for_tofu: bool) -> Result<Self, Exit> {
         let mut files = Vec::new();
         if let Some(dirs) = directories::BaseDirs::new() {
             let home = dirs.home_dir();
-            let main = [".terraformrc", ".tofurc"].map(|name| home.join(name));
+            let mut main = [".terraformrc", ".tofurc"].map(|name| home.join(name));
+            if for_tofu {
+                main.reverse();
+            }
             let mut paths: Vec<PathBuf> = main
                 .into_iter()
                 .find(|path| path.is_file())

@@ -110,6 +110,11 @@ impl Tunnels {
         })
     }
 
+    /// Whether `asked` is listed.
+    pub fn names(&self, asked: &Authority) -> bool {
+        self.patterns().any(|pattern| pattern.fits(asked))
+    }
+
     /// Whether names or addresses are listed.
     pub fn is_list(&self) -> bool {
         matches!(self, Self::Listed(_))

@@ -8,6 +8,7 @@ mod parent;
 pub mod policy;
 mod values;
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -155,6 +156,14 @@ impl Config {
             "hostname" => self.hostnames.iter().any(|name| value == name.as_str()),
             _ => false,
         }
+    }
+
+    /// The registries whose word on archives elsewhere counts for all: those that are intercepted.
+    /// What a private registry's folder says of other hosts' archives is for its own clients.
+    pub fn trusted_registries(&self) -> HashSet<String> {
+        let intercepted = self.intercept.iter();
+        let trusted = intercepted.filter(|host| self.registry(host).is_none());
+        trusted.map(Authority::in_https_url).collect()
     }
 
     /// The private registry of that host.

@@ -188,7 +188,7 @@ async fn connect(peer: Peer, request: Request<Incoming>, may_connect: bool) -> R
 /// A connection that the kernel redirected here and that is for nobody here: on to where it was
 /// going, under the rules for tunnels. `hello` was read of it already.
 pub async fn through(
-    peer: Peer,
+    mut peer: Peer,
     mut stream: impl Stream,
     at: SocketAddr,
     named: Option<HostName>,
@@ -225,9 +225,11 @@ pub async fn through(
             .map_err(|e| Error::new(Kind::Incomplete, format!("{authority} hung up: {e}")))?;
         Ok((far, permit))
     };
+    let reached = reached.await;
     // Draining does not wait for tunnels.
     trace.detach();
-    match reached.await {
+    peer.alive = None;
+    match reached {
         Ok((far, _permit)) => {
             METRICS.tunnels.inc();
             let bytes = tunnel::run(stream, far, &server.config.limits).await;
@@ -254,6 +256,9 @@ where
 {
     let nested = Peer {
         running: std::sync::Arc::default(),
+        // What comes within is a connection of its own.
+        tls: false,
+        redirected: None,
         ..peer
     };
     tokio::spawn(async move {

@@ -47,12 +47,15 @@ fn compute(store: &Weak<Store>, digest: Digest) -> Option<()> {
     let Ok(file) = File::open(path) else {
         return Some(());
     };
-    let found = dirhash::h1(BufReader::with_capacity(BUFFER, file));
-    let hash = found.unwrap_or_else(|why| {
-        tracing::debug!(%digest, why, "a held archive has no h1 hash");
-        String::new()
-    });
-    store.upgrade()?.keep_h1(digest, hash);
+    let reading = || dirhash::h1(BufReader::with_capacity(BUFFER, file));
+    // Whatever a strange zip does to its reader, the next one is read.
+    let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(reading));
+    let found = found.unwrap_or_else(|_| Err("cannot be read".into()));
+    match found {
+        Ok(hash) => store.upgrade()?.keep_h1(digest, hash),
+        // It may have been the disk: after the next start it is tried again.
+        Err(why) => tracing::debug!(%digest, why, "a held archive has no h1 hash"),
+    }
     Some(())
 }
 
@@ -60,8 +63,7 @@ impl Store {
     /// `h1:…` of a held archive, where it is known by now.
     pub fn h1(&self, digest: Digest) -> Option<String> {
         let inner = self.lock();
-        let h1 = inner.blobs.get(&digest)?.h1.clone()?;
-        (!h1.is_empty()).then_some(h1)
+        inner.blobs.get(&digest)?.h1.clone()
     }
 
     /// Has the hash of a new blob computed, if it is a provider's.

@@ -40,7 +40,7 @@ pub struct Record {
     /// What it is of
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subjects: Vec<Subject>,
-    /// The hash of what it unpacks to; empty where it has none
+    /// The hash of what it unpacks to (`h1:`)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub h1: Option<String>,
 }

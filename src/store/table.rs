@@ -36,7 +36,7 @@ pub(super) struct Blob {
     pub touched: SystemTime,
     /// The file as it was when its digest was last found right.
     pub checked: Option<Stamp>,
-    /// The hash of what it unpacks to, once that is known; empty where it has none
+    /// The hash of what it unpacks to, once that is known
     pub h1: Option<String>,
 }
 

@@ -2,6 +2,7 @@
 //! wrote it, but for hosts that are to be reached otherwise. Its language is that of HCL 1, of
 //! which no parser is to be had: what is needed is where each setting begins and ends.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
@@ -9,21 +10,39 @@ use serde_json::{Map, Value};
 /// Blocks whose first label says what they are of.
 const LABELLED: [&str; 3] = ["credentials", "credentials_helper", "host"];
 
-/// The text without the blocks that `instead` names by their word (`host`) and label. JSON becomes
-/// HCL.
+/// The text without the blocks that `instead` names by their word (`host`) and label, and without
+/// attributes that an earlier file has `set` already, as Terraform has it. JSON becomes HCL.
 ///
 /// # Errors
 /// The words say in which line what does not end.
-pub fn carried(text: &str, instead: impl Fn(&str, &str) -> bool) -> Result<String, String> {
+pub fn carried(
+    text: &str,
+    set: &mut HashSet<String>,
+    instead: impl Fn(&str, &str) -> bool,
+) -> Result<String, String> {
     if text.trim_start().starts_with('{') {
         let settings: Map<String, Value> =
             serde_json::from_str(text).map_err(|e| format!("is no JSON: {e}"))?;
-        return Ok(from_json(settings, instead));
+        return Ok(from_json(settings, set, instead));
     }
+    let before = set.clone();
     let mut kept = String::new();
     let mut scanner = Scanner { text, at: 0 };
     while let Some(setting) = scanner.setting()? {
-        let dropped = matches!(&setting.words[..], [word, label] if instead(word, label));
+        let dropped = match &setting.words[..] {
+            [word] if word == "host" && setting.block => {
+                return Err(format!(
+                    "line {}: write host \"NAME\" {{ … }}",
+                    scanner.line()
+                ));
+            }
+            [word] if !setting.block => {
+                set.insert(word.clone());
+                before.contains(word)
+            }
+            [word, label] => instead(word, label),
+            _ => false,
+        };
         if !dropped {
             kept.push_str(setting.text.trim_start_matches('\n'));
             kept.push('\n');
@@ -57,6 +76,8 @@ struct Scanner<'a> {
 struct Setting<'a> {
     /// `host`, `registry.terraform.io`
     words: Vec<String>,
+    /// Whether braces follow, not a value
+    block: bool,
     text: &'a str,
 }
 
@@ -64,19 +85,25 @@ impl<'a> Scanner<'a> {
     fn setting(&mut self) -> Result<Option<Setting<'a>>, String> {
         let begin = self.at;
         let mut words = Vec::new();
+        let mut block = false;
         loop {
             self.skip_blank()?;
             let Some(c) = self.rest().chars().next() else {
                 let left = self.text[begin..].trim();
                 // Comments at the end are nobody's.
                 return match words.is_empty() {
-                    true => Ok((!left.is_empty()).then_some(Setting { words, text: left })),
+                    true => Ok((!left.is_empty()).then_some(Setting {
+                        words,
+                        block,
+                        text: left,
+                    })),
                     false => Err(self.unended("a setting")),
                 };
             };
             match c {
                 '"' => words.push(self.string()?),
                 '{' => {
+                    block = true;
                     self.nested()?;
                     break;
                 }
@@ -91,7 +118,7 @@ impl<'a> Scanner<'a> {
             }
         }
         let text = &self.text[begin..self.at];
-        Ok(Some(Setting { words, text }))
+        Ok(Some(Setting { words, block, text }))
     }
 
     /// What stands right of an equals sign.
@@ -213,12 +240,25 @@ impl<'a> Scanner<'a> {
     }
 }
 
-fn from_json(settings: Map<String, Value>, instead: impl Fn(&str, &str) -> bool) -> String {
+fn from_json(
+    settings: Map<String, Value>,
+    set: &mut HashSet<String>,
+    instead: impl Fn(&str, &str) -> bool,
+) -> String {
     let mut text = String::new();
     for (name, value) in settings {
         match value {
-            Value::Object(labelled) if LABELLED.contains(&name.as_str()) => {
-                for (label, body) in labelled {
+            Value::Object(_) | Value::Array(_) if LABELLED.contains(&name.as_str()) => {
+                // HCL's JSON may have a list of what stands once.
+                let all = match value {
+                    Value::Array(all) => all,
+                    one => vec![one],
+                };
+                let labelled = all.into_iter().filter_map(|one| match one {
+                    Value::Object(labelled) => Some(labelled),
+                    _ => None,
+                });
+                for (label, body) in labelled.flatten() {
                     if instead(&name, &label) {
                         continue;
                     }
@@ -231,7 +271,9 @@ fn from_json(settings: Map<String, Value>, instead: impl Fn(&str, &str) -> bool)
                 text.push_str("}\n");
             }
             value => {
-                let _ = writeln!(text, "{} = {}", name, hcl(&value));
+                if set.insert(name.clone()) {
+                    let _ = writeln!(text, "{name} = {}", hcl(&value));
+                }
             }
         }
     }
@@ -260,6 +302,7 @@ fn methods(value: &Value, text: &mut String) {
 fn body_of(body: &Value) -> String {
     match body {
         Value::Object(_) => hcl(body),
+        Value::Array(all) => all.first().map_or("{}".into(), body_of),
         _ => "{}".into(),
     }
 }
@@ -316,7 +359,7 @@ END
 
     #[test]
     fn all_but_the_named_hosts_is_carried_over() {
-        let kept = carried(OWN, |word, host| {
+        let kept = carried(OWN, &mut HashSet::new(), |word, host| {
             (word, host) == ("host", "registry.terraform.io")
         })
         .unwrap();
@@ -330,15 +373,18 @@ END
         ] {
             assert!(kept.contains(part), "{part}: {kept}");
         }
-        assert_eq!(carried("", |_, _| true).unwrap(), "");
-        assert_eq!(carried("# nothing", |_, _| true).unwrap(), "# nothing\n");
+        assert_eq!(carried("", &mut HashSet::new(), |_, _| true).unwrap(), "");
+        assert_eq!(
+            carried("# nothing", &mut HashSet::new(), |_, _| true).unwrap(),
+            "# nothing\n"
+        );
     }
 
     #[test]
     fn json_becomes_hcl() {
         let json = r#"{"credentials":{"a.example":{"token":"t\"1"}},"host":{"gone.example":{},"b.example":{"services":{"x.v1":"https://x/"}}},
             "disable_checkpoint":true,"provider_installation":[{"filesystem_mirror":[{"path":"/m"}]},{"direct":[{}]}]}"#;
-        let kept = carried(json, |_, host| host == "gone.example").unwrap();
+        let kept = carried(json, &mut HashSet::new(), |_, host| host == "gone.example").unwrap();
         for part in [
             "credentials \"a.example\" {\n\"token\" = \"t\\\"1\"\n}",
             "\"x.v1\" = \"https://x/\"",
@@ -351,6 +397,21 @@ END
     }
 
     #[test]
+    fn an_earlier_file_has_the_say_and_lists_of_blocks_are_read() {
+        let mut set = HashSet::new();
+        let first = carried("a = 1\nb {}\na = 2\n", &mut set, |_, _| false).unwrap();
+        assert_eq!(first, "a = 1\nb {}\na = 2\n");
+        let second = carried("a = 3\nc = 4\nb {}\n", &mut set, |_, _| false).unwrap();
+        assert_eq!(second, "c = 4\nb {}\n");
+        let json = r#"{"a":1,"credentials":[{"h.example":[{"token":"t"}]}]}"#;
+        let third = carried(json, &mut set, |_, _| false).unwrap();
+        assert!(
+            third.starts_with("credentials \"h.example\" {\n\"token\""),
+            "{third}"
+        );
+    }
+
+    #[test]
     fn what_does_not_end_is_told() {
         for bad in [
             "host \"a\" {",
@@ -360,22 +421,26 @@ END
             "}",
             "a = <<E\nx\n",
             "{\"a\":",
+            "host { \"a\" {} }",
         ] {
-            assert!(carried(bad, |_, _| true).is_err(), "{bad}");
+            assert!(
+                carried(bad, &mut HashSet::new(), |_, _| true).is_err(),
+                "{bad}"
+            );
         }
     }
 
     proptest! {
         #[test]
         fn any_text_is_survived(text in "\\PC{0,80}", more in "[a{}\\[\\]=\"\\\\#/*<\n ]{0,40}") {
-            let _ = carried(&text, |_, _| true);
-            let _ = carried(&more, |_, _| true);
+            let _ = carried(&text, &mut HashSet::new(), |_, _| true);
+            let _ = carried(&more, &mut HashSet::new(), |_, _| true);
         }
 
         #[test]
         fn what_names_no_host_stays(name in "[a-z_]{1,8}", value in "[ -~]{0,20}") {
             let line = format!("x{name} = {}\n", quoted(&value));
-            prop_assert_eq!(carried(&line, |_, _| true), Ok(line.clone()));
+            prop_assert_eq!(carried(&line, &mut HashSet::new(), |_, _| true), Ok(line.clone()));
         }
     }
 }

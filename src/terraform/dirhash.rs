@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -37,9 +37,15 @@ pub fn h1(zip: impl Read + Seek) -> Result<String, String> {
 
 /// Reads every file of a zip to its end and hands on its name and digest.
 fn each_file(
-    zip: impl Read + Seek,
+    mut zip: impl Read + Seek,
     mut each: impl FnMut(String, Digest) -> Result<(), String>,
 ) -> Result<(), String> {
+    // Before the list of files is read into memory.
+    match announced_files(&mut zip) {
+        Some(files) if files <= FILES as u64 => {}
+        Some(_) => return Err(format!("holds more than {FILES} files")),
+        None => return Err("is no whole zip: its end is missing".into()),
+    }
     let mut zip = ZipArchive::new(zip).map_err(|e| format!("is no whole zip: {e}"))?;
     if zip.offset() != 0 {
         return Err("is no whole zip: something lies before it".into());
@@ -61,6 +67,38 @@ fn each_file(
         }
     }
     Ok(())
+}
+
+/// How many files the end of a zip says there are (APPNOTE.TXT sections 4.3.14 to 4.3.16): the
+/// largest of all ends that may be one.
+fn announced_files(zip: &mut (impl Read + Seek)) -> Option<u64> {
+    let length = zip.seek(SeekFrom::End(0)).ok()?;
+    // The end, a comment of at most 64 KiB behind it, and a 64-bit end before it.
+    let at = length.saturating_sub(22 + 65_535 + 20 + 56 + 4096);
+    zip.seek(SeekFrom::Start(at)).ok()?;
+    let mut tail = Vec::new();
+    zip.take(length - at).read_to_end(&mut tail).ok()?;
+    let numbers = |mark: &[u8; 4], offset: usize, size: usize| {
+        let mut most = None;
+        for start in memmem(&tail, mark) {
+            if let Some(bytes) = tail.get(start + offset..start + offset + size) {
+                let mut number = [0; 8];
+                number[..size].copy_from_slice(bytes);
+                most = most.max(Some(u64::from_le_bytes(number)));
+            }
+        }
+        most
+    };
+    let short = numbers(b"PK\x05\x06", 10, 2)?;
+    // A 64-bit end counts where something says where it lies.
+    let located = memmem(&tail, b"PK\x06\x07").next().is_some();
+    let long = numbers(b"PK\x06\x06", 32, 8).filter(|_| located);
+    Some(long.unwrap_or_default().max(short))
+}
+
+fn memmem<'a>(text: &'a [u8], mark: &'a [u8; 4]) -> impl Iterator<Item = usize> + 'a {
+    let windows = text.windows(mark.len()).enumerate();
+    windows.filter_map(move |(at, window)| (window == mark).then_some(at))
 }
 
 fn hash(file: &mut impl Read, left: &mut u64) -> io::Result<Digest> {

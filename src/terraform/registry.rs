@@ -50,8 +50,11 @@ impl Download {
         each_field(body, |key, _| check_name(key)).map_err(|e| e.to_string())?;
         let raw: Raw = serde_json::from_slice(body).map_err(|e| e.to_string())?;
         let join = |reference: &str| {
-            base.join(reference)
-                .map_err(|e| format!("names a URL that is none: {e}"))
+            let url = base.join(reference);
+            let mut url = url.map_err(|e| format!("names a URL that is none: {e}"))?;
+            // It is the client's, and stands for something else here.
+            url.set_fragment(None);
+            Ok::<_, String>(url)
         };
         let optional = |reference: Option<String>| {
             reference

@@ -40,18 +40,39 @@ pub struct Dialer {
     pub own: Vec<SocketAddr>,
 }
 
+/// How far a target that nobody configured may lie.
+#[derive(Clone, Copy)]
+struct Guard<'a> {
+    reach: Reach,
+    listed: &'a Tunnels,
+}
+
 impl Dialer {
     /// A connection to where `asked` leads, past the guard.
     pub async fn dial(&self, asked: &Authority) -> Result<Dialled, Error> {
-        self.dial_to(asked, None).await
+        self.dial_to(asked, None, &self.listed).await
+    }
+
+    /// The same for a fetch of larder's own: registries that are asked by name may be listed.
+    pub async fn dial_origin(&self, asked: &Authority) -> Result<Dialled, Error> {
+        let listed = match self.mirrors.names(asked) {
+            true => &self.mirrors,
+            false => &self.listed,
+        };
+        self.dial_to(asked, None, listed).await
     }
 
     /// A connection to `at`, where a client was on its way to `asked` when the kernel sent it here.
     pub async fn dial_at(&self, asked: &Authority, at: SocketAddr) -> Result<Dialled, Error> {
-        self.dial_to(asked, Some(at)).await
+        self.dial_to(asked, Some(at), &self.listed).await
     }
 
-    async fn dial_to(&self, asked: &Authority, at: Option<SocketAddr>) -> Result<Dialled, Error> {
+    async fn dial_to(
+        &self,
+        asked: &Authority,
+        at: Option<SocketAddr>,
+        listed: &Tunnels,
+    ) -> Result<Dialled, Error> {
         if self.offline {
             return Err(Error::new(
                 Kind::Offline,
@@ -60,7 +81,7 @@ impl Dialer {
                 ),
             ));
         }
-        timeout(CONNECT_TIMEOUT, self.dial_unbounded(asked, at))
+        timeout(CONNECT_TIMEOUT, self.dial_unbounded(asked, at, listed))
             .await
             .unwrap_or_else(|_| {
                 let seconds = CONNECT_TIMEOUT.as_secs();
@@ -91,13 +112,12 @@ impl Dialer {
     }
 
     /// Ports that may be reached on targets nobody named.
-    fn judge_port(&self, asked: &Authority) -> Result<(), Error> {
-        let allowed = match self.reach {
+    fn judge_port(asked: &Authority, guard: Guard<'_>) -> Result<(), Error> {
+        let allowed = match guard.reach {
             Reach::LikeTheUser => asked.port != 25,
             Reach::PublicOnly => asked.port == 443,
         };
-        let listed = self.listed.lists_port(asked) || self.mirrors.lists_port(asked);
-        match allowed || listed {
+        match allowed || guard.listed.lists_port(asked) {
             true => Ok(()),
             false => Err(Error::new(
                 Kind::Denied,
@@ -117,18 +137,20 @@ impl Dialer {
         &self,
         asked: &Authority,
         at: Option<SocketAddr>,
+        listed: &Tunnels,
     ) -> Result<Dialled, Error> {
         if let Some(target) = self.overridden(asked) {
             return Ok(Box::new(self.connect(asked, &target, None).await?));
         }
-        let guard = (!self.configured.contains(asked)).then_some(self.reach);
-        if guard.is_some() {
-            self.judge_port(asked)?;
+        let reach = self.reach;
+        let guard = (!self.configured.contains(asked)).then_some(Guard { reach, listed });
+        if let Some(guard) = guard {
+            Self::judge_port(asked, guard)?;
         }
         if let Some(parent) = self.parent_of(asked) {
             // Behind a parent, names are its to resolve: literals are all that can be judged.
-            if let (Some(ip), Some(reach)) = (asked.host.ip(), guard) {
-                self.judge(asked, ip, reach)?;
+            if let (Some(ip), Some(guard)) = (asked.host.ip(), guard) {
+                Self::judge(asked, ip, guard)?;
             }
             let proxy = &parent.proxy.authority;
             let tcp = self.connect(proxy, proxy, None).await.map_err(|e| {
@@ -175,7 +197,7 @@ impl Dialer {
         &self,
         asked: &Authority,
         target: &Authority,
-        guard: Option<Reach>,
+        guard: Option<Guard<'_>>,
     ) -> Result<TcpStream, Error> {
         let addresses = resolve(target).await?;
         let mut refused = None;
@@ -188,7 +210,8 @@ impl Dialer {
                         "{asked} leads to {address}, which is larder itself; mend DNS, /etc/hosts or --connect-to"
                     ),
                 ));
-            } else if let Some(Err(e)) = guard.map(|reach| self.judge(asked, address.ip(), reach)) {
+            } else if let Some(Err(e)) = guard.map(|guard| Self::judge(asked, address.ip(), guard))
+            {
                 refused = Some(e);
             } else {
                 allowed.push(address);
@@ -229,11 +252,9 @@ impl Dialer {
         Err(last)
     }
 
-    fn judge(&self, asked: &Authority, ip: IpAddr, reach: Reach) -> Result<(), Error> {
-        match judge(ip, reach) {
-            Err(what) if !self.listed.lists(asked, ip) && !self.mirrors.lists(asked, ip) => {
-                Err(prohibited(asked, ip, what))
-            }
+    fn judge(asked: &Authority, ip: IpAddr, guard: Guard<'_>) -> Result<(), Error> {
+        match judge(ip, guard.reach) {
+            Err(what) if !guard.listed.lists(asked, ip) => Err(prohibited(asked, ip, what)),
             _ => Ok(()),
         }
     }

@@ -358,7 +358,11 @@ impl Connector {
         if let Some(local) = self.locals.get(&asked).filter(|_| https) {
             return Ok(Io(TokioIo::new(Box::new(local.open()))));
         }
-        let stream = self.dialer.dial(&asked).await?;
+        // Plain HTTP is what is passed on for clients, as tunnels are.
+        let stream = match https {
+            true => self.dialer.dial_origin(&asked).await?,
+            false => self.dialer.dial(&asked).await?,
+        };
         if !https {
             return Ok(Io(TokioIo::new(stream)));
         }

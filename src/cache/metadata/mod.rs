@@ -2,7 +2,7 @@
 
 mod fetch;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
@@ -119,8 +119,9 @@ impl Metadata {
         data_dir: &Path,
         upstream: Arc<Upstream>,
         bounds: Bounds,
+        trusted: HashSet<String>,
     ) -> Result<Arc<Self>, Exit> {
-        let catalogue = Catalogue::default();
+        let catalogue = Catalogue::trusting(trusted);
         let shelf = Shelf::open(data_dir, |document| {
             learn(&catalogue, document, &document.base);
         })?;
@@ -128,8 +129,13 @@ impl Metadata {
     }
 
     /// The same for reading alone, beside whoever has the data dir.
-    pub fn peek(data_dir: &Path, upstream: Arc<Upstream>, bounds: Bounds) -> Arc<Self> {
-        let catalogue = Catalogue::default();
+    pub fn peek(
+        data_dir: &Path,
+        upstream: Arc<Upstream>,
+        bounds: Bounds,
+        trusted: HashSet<String>,
+    ) -> Arc<Self> {
+        let catalogue = Catalogue::trusting(trusted);
         let shelf = Shelf::peek(data_dir, |document| {
             learn(&catalogue, document, &document.base);
         });
@@ -161,7 +167,13 @@ impl Metadata {
     }
 
     /// The same documents by another way upstream.
-    pub fn renewed(&self, upstream: Arc<Upstream>, bounds: Bounds) -> Arc<Self> {
+    pub fn renewed(
+        &self,
+        upstream: Arc<Upstream>,
+        bounds: Bounds,
+        trusted: HashSet<String>,
+    ) -> Arc<Self> {
+        self.catalogue.trust(trusted);
         Arc::new(Self {
             bounds,
             shelf: self.shelf.clone(),

@@ -156,15 +156,22 @@ impl Asking {
                 .headers_mut()
                 .insert(TERRAFORM_GET, location);
         }
-        if kind != Kind::Download || !answer.response.status().is_success() {
+        let json = answer.response.headers().get(CONTENT_TYPE);
+        let json = json.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+        let changes = kind == Kind::Download || kind == Kind::Other && json;
+        let get = self.parts.method == Method::GET;
+        if !(changes && get && answer.response.status().is_success()) {
             return Ok(answer);
         }
         let (mut parts, body) = answer.response.into_parts();
         let limit = self.peer.entrance.server.config.limits.metadata_bytes;
         let body = Limited::new(body, limit).collect().await;
         let body = body.map_err(|_| unfit_answer(url))?.to_bytes();
-        let absolute = rewrite_download(url, &body, |named| Some(named.to_string()));
-        let body = absolute.map_or(body, Into::into);
+        let changed = match kind {
+            Kind::Download => rewrite_download(url, &body, |named| Some(named.to_string())),
+            _ => self.moved_in(url, &body),
+        };
+        let body = changed.map_or(body, Into::into);
         parts
             .headers
             .insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
@@ -247,19 +254,26 @@ impl Asking {
 
     /// A download document whose URLs lead through larder, by the address that this client knows.
     fn rewritten(&self, document: &Document) -> Option<Vec<u8>> {
-        document.download.as_ref()?;
+        let download = document.download.as_ref()?;
+        let catalogue = self.peer.entrance.server.cache.metadata.catalogue();
+        let here = self.authority.in_https_url();
         let config = &self.peer.entrance.server.config;
         let third_parties = config.third_party == ThirdParty::Rewrite;
         let is_intercepted = |a: &Authority| self.peer.entrance.server.is_intercepted(a);
         rewrite_download(&document.base, &document.body, |url| {
             let authority = Authority::of(url).filter(|_| url.scheme() == "https")?;
+            let named = match *url == download.archive {
+                true => catalogue.scoped(&here, url),
+                false => url.clone(),
+            };
+            // What counts for its own clients alone is not to be had by anybody else's address.
+            let scoped = named.fragment().is_some() && matches!(self.way, Way::Intercepted);
             match (&self.way, is_intercepted(&authority)) {
-                (Way::Intercepted, false) if third_parties => {
-                    let here = self.authority.in_https_url();
-                    Some(format!("https://{here}{}", own_path(url)))
+                (Way::Intercepted, intercepted) if scoped || !intercepted && third_parties => {
+                    Some(format!("https://{here}{}", own_path(&named)))
                 }
                 (Way::Pages(base), intercepted) if intercepted || third_parties => {
-                    Some(base.url(&own_path(url)))
+                    Some(base.url(&own_path(&named)))
                 }
                 // What is relative would lead to larder.
                 (Way::Pages(_), _) => Some(url.to_string()),
@@ -279,9 +293,12 @@ impl Asking {
         if document.kind != Kind::Other || !matches!(self.way, Way::Pages(_)) {
             return None;
         }
-        let mut body: serde_json::Map<String, Value> =
-            serde_json::from_slice(&document.body).ok()?;
-        let moved = self.moved(&document.base, body.get("location")?.as_str()?)?;
+        self.moved_in(&document.base, &document.body)
+    }
+
+    fn moved_in(&self, base: &Url, body: &[u8]) -> Option<Vec<u8>> {
+        let mut body: serde_json::Map<String, Value> = serde_json::from_slice(body).ok()?;
+        let moved = self.moved(base, body.get("location")?.as_str()?)?;
         body.insert("location".into(), moved.into());
         serde_json::to_vec(&body).ok()
     }

@@ -17,7 +17,7 @@ use crate::server::access::Seal;
 use crate::server::connection::Peer;
 use crate::server::respond::{Answer, nothing};
 use crate::terraform::own::{ArchiveName, Page, mirror_page};
-use crate::terraform::route::Kind;
+use crate::terraform::route::{Kind, check_path};
 
 /// Answers for a path below `/mirror/`.
 ///
@@ -26,7 +26,8 @@ use crate::terraform::route::Kind;
 pub async fn answer(peer: &Peer, request: Request<Incoming>) -> Result<Answer, Error> {
     let path = request.uri().path().to_owned();
     let rest = path.strip_prefix("/mirror/").unwrap_or_default();
-    let Some(asked) = mirror_page(rest) else {
+    let asked = check_path(&path).ok().and_then(|()| mirror_page(rest));
+    let Some(asked) = asked else {
         return Err(malformed(&path, "/mirror/HOST/NAMESPACE/TYPE/index.json"));
     };
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -66,8 +67,8 @@ pub async fn answer(peer: &Peer, request: Request<Incoming>) -> Result<Answer, E
                 os,
                 arch,
             };
-            let download = cache.mirrored_download(&provider, &file).await?;
-            archive(peer, request, &download.archive).await
+            let (_, url) = cache.mirrored_download(&provider, &file).await?;
+            archive(peer, request, &url).await
         }
     }
 }
@@ -97,11 +98,22 @@ async fn archive(peer: &Peer, request: Request<Incoming>, url: &Url) -> Result<A
         kind: Some(Kind::Archive),
     };
     let reachable = server.config.registry(&asking.authority).is_none();
-    if server.config.redirect == Redirect::Temporary && reachable {
+    let is_get = asking.parts.method == Method::GET;
+    if server.config.redirect == Redirect::Temporary && reachable && is_get {
         // The fetch that this begins goes on without a client.
-        let found = server.cache.archive(url, asking.shared_headers()).await?;
-        if matches!(found, Archive::Filling { .. } | Archive::Passing(_)) {
-            return elsewhere(url);
+        match server.cache.archive(url, asking.shared_headers()).await? {
+            Archive::Filling { fill, guard, .. } => {
+                if server.cache.sources().judge.policy.restricts() {
+                    // Its date comes with its head.
+                    let head = fill.head().await;
+                    let headers = head.ok().map(|head| head.headers.clone());
+                    server.cache.admit_archive(url, headers.as_ref()).await?;
+                }
+                drop(guard);
+                return elsewhere(url);
+            }
+            Archive::Passing(_) => return elsewhere(url),
+            Archive::Held(_) | Archive::Refused(_) => {}
         }
     }
     match asking.parts.method {
@@ -114,6 +126,8 @@ async fn archive(peer: &Peer, request: Request<Incoming>, url: &Url) -> Result<A
 fn elsewhere(url: &Url) -> Result<Answer, Error> {
     let mut response = Response::new(nothing());
     *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    let mut url = url.clone();
+    url.set_fragment(None);
     let location = HeaderValue::from_str(url.as_str());
     let location =
         location.map_err(|_| Error::new(ErrorKind::Nonsense, "the registry names no URL"))?;

@@ -3,7 +3,10 @@
 //! fit the address by which the client reached larder.
 
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, HOST, LOCATION};
+use hyper::header::{
+    AUTHORIZATION, CONTENT_SECURITY_POLICY, COOKIE, HOST, HeaderName, HeaderValue, LOCATION,
+    SET_COOKIE, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::{Method, Request, StatusCode, Uri};
 use serde_json::json;
 use url::Url;
@@ -16,8 +19,14 @@ use crate::server::connection::Peer;
 use crate::server::proxy::judge;
 use crate::server::respond::Answer;
 use crate::terraform::own::{RegistryPage, Service, registry_page, service_page};
-use crate::terraform::route::Kind;
+use crate::terraform::route::{Kind, check_path, route};
 use crate::upstream::no_body;
+
+/// What others wrote is no page of larder's, whatever it says it is.
+const NO_PAGE: [(HeaderName, &str); 2] = [
+    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (CONTENT_SECURITY_POLICY, "sandbox"),
+];
 
 /// Answers for a path below `/registry/`.
 ///
@@ -26,7 +35,8 @@ use crate::upstream::no_body;
 pub async fn by_name(peer: &Peer, request: Request<Incoming>) -> Result<Answer, Error> {
     let path = request.uri().path().to_owned();
     let rest = path.strip_prefix("/registry/").unwrap_or_default();
-    let Some((host, page)) = registry_page(rest) else {
+    let page = check_path(&path).ok().and_then(|()| registry_page(rest));
+    let Some((host, page)) = page else {
         return Err(malformed(
             &path,
             "/registry/HOST/v1/providers/NAMESPACE/TYPE/versions",
@@ -61,7 +71,7 @@ pub async fn private(
     };
     Ok(async {
         let path = request.uri().path();
-        let page = service_page(path);
+        let page = check_path(path).ok().and_then(|()| service_page(path));
         let page = page.ok_or_else(|| malformed(path, "/v1/providers/NAMESPACE/TYPE/versions"))?;
         let (request, seal) = admit(peer, request).await?;
         let base = Base {
@@ -95,14 +105,22 @@ async fn answer(
             kind,
         } => {
             let address = cache.service(&host, service).await?;
-            let url = address.join(&rest);
-            let url = url.map_err(|_| Error::new(ErrorKind::NotFound, "no such page"))?;
+            let joined = Url::parse(&format!("{address}{rest}")).ok();
+            // Nothing of what was asked for leads out of the service.
+            let within = joined.filter(|url| url.as_str().starts_with(address.as_str()));
+            let url = within.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such page"))?;
             base.service = Some((address, service.path()));
-            (url, kind)
+            // A module's files are files, whatever they are called.
+            let kind = kind.unwrap_or(match route(url.path()) {
+                Kind::Archive => Kind::Archive,
+                _ => Kind::Other,
+            });
+            (url, Some(kind))
         }
         RegistryPage::Named(path) => {
-            let url = cache.service(&host, Service::Providers).await?.join(&path);
-            let url = url.map_err(|_| Error::new(ErrorKind::NotFound, "no such page"))?;
+            let mut url = cache.service(&host, Service::Providers).await?;
+            // It is looked up, and asks for nothing by itself.
+            url.set_path(&path);
             (url, None)
         }
     };
@@ -114,6 +132,8 @@ async fn answer(
     }
     cache.reach_of_rules(&host, &url, kind.unwrap_or(Kind::Other))?;
     parts.uri = with_query(&url, parts.uri.query())?;
+    // Cookies know no ports: a browser's are those of other services on this machine.
+    parts.headers.remove(COOKIE);
     let asking = Asking {
         peer: peer.clone(),
         authority,
@@ -122,8 +142,12 @@ async fn answer(
         kind,
     };
     let mut answer = asking.answer(no_body()).await?;
-    // What is relative would lead to larder.
     let headers = answer.response.headers_mut();
+    headers.remove(SET_COOKIE);
+    for (name, value) in NO_PAGE {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    // What is relative would lead to larder.
     let location = headers.get(LOCATION).and_then(|to| to.to_str().ok());
     if let Some(absolute) = location.and_then(|to| url.join(to).ok())
         && let Ok(value) = absolute.as_str().try_into()
@@ -133,13 +157,13 @@ async fn answer(
     Ok(answer)
 }
 
-/// The path and query of `url`; of a client's own query, what is not larder's.
+/// The path of `url`, and of a client's own query what is not larder's.
 fn with_query(url: &Url, query: Option<&str>) -> Result<Uri, Error> {
     let bad = |_| Error::new(ErrorKind::BadRequest, "the path cannot be asked for");
-    let query = query.filter(|query| !Seal::is_in(query));
-    match query {
-        Some(query) => format!("{}?{query}", url.path()).parse().map_err(bad),
-        None => url.path().parse().map_err(bad),
+    let query = query.map(Seal::without).unwrap_or_default();
+    match &*query {
+        "" => url.path().parse().map_err(bad),
+        query => format!("{}?{query}", url.path()).parse().map_err(bad),
     }
 }
 
@@ -177,6 +201,14 @@ pub(super) async fn admit(
     peer: &Peer,
     mut request: Request<Incoming>,
 ) -> Result<(Request<Incoming>, Option<Seal>), Error> {
+    let foreign = request
+        .headers()
+        .get("sec-fetch-site")
+        .map(|site| site.as_bytes());
+    if foreign.is_some_and(|site| !matches!(site, b"none" | b"same-origin")) {
+        let words = "a page of another site may not ask registries through larder";
+        return Err(Error::new(ErrorKind::Denied, words));
+    }
     let access = &peer.entrance.server.access;
     let (path, query) = (request.uri().path(), request.uri().query());
     access
@@ -246,12 +278,15 @@ impl Base {
     /// The URL of a path below, for this client.
     pub(super) fn url(&self, path: &str) -> String {
         let url = format!("{}{path}", self.prefix);
-        let Some(seal) = &self.seal else {
+        let (Some(seal), Ok(parsed)) = (&self.seal, Url::parse(&url)) else {
             return url;
         };
-        match Url::parse(&url) {
-            Ok(parsed) => format!("{url}?{}", seal.query(parsed.path())),
-            Err(_) => url,
-        }
+        // Of `PATH//FOLDER` clients fetch PATH and look for the folder in it.
+        let fetched = match parsed.path().split_once("//") {
+            Some((fetched, _)) => fetched,
+            None => parsed.path(),
+        };
+        let mark = if url.contains('?') { '&' } else { '?' };
+        format!("{url}{mark}{}", seal.query(fetched))
     }
 }
