@@ -430,3 +430,147 @@ async fn where_there_are_users_pages_want_a_password_and_archives_a_seal() {
     let project = Project::new(&larder, "project", &[release]);
     succeeded(&project.init_with(&[("TF_CLI_CONFIG_FILE", &file)]));
 }
+
+/// Whoever names a host has it asked: its word must not count against anybody's archive.
+#[tokio::test]
+async fn a_registry_that_nobody_configured_speaks_for_its_own_clients_alone() {
+    let upstream = Upstream::start();
+    let release = Release::new("hashicorp", "null", "3.2.1");
+    release.publish(&upstream);
+    registry::publish_discovery(&upstream, ELSEWHERE);
+    let mut lie = release.document("linux_amd64");
+    lie["shasum"] = sha256(b"another").into();
+    let path = "/v1/providers/x/y/1.0.0/download/linux/amd64";
+    upstream.route(ELSEWHERE, path, registry_json(&lie));
+    let setup = Setup::new(&upstream);
+    let larder = setup.start().await;
+    let client = larder.client();
+    assert_eq!(client.get(&release.document_url()).await.status, 200);
+    let page = format!("/registry/{ELSEWHERE}{path}");
+    let document = client.page(&page).await;
+    let url = document.json()["download_url"].as_str().unwrap().to_owned();
+    // For its own clients it does.
+    let own = url
+        .strip_prefix(&format!("http://{}", larder.addr))
+        .unwrap();
+    assert!(!client.page(own).await.succeeded());
+    client
+        .get(&release.archive_url())
+        .await
+        .assert_is(&release.archive());
+    larder.setup.holds(1).await;
+    larder.terminate().await;
+    let larder = setup.start().await;
+    let client = larder.client();
+    client.get(&release.archive_url()).await.assert_hit();
+    assert!(!client.page(own).await.succeeded());
+}
+
+#[tokio::test]
+async fn nothing_leads_out_of_a_registrys_service() {
+    let upstream = Upstream::start();
+    registry::publish_discovery(&upstream, ELSEWHERE);
+    for path in ["/secret", "/v1/secret", "/.larder/secret"] {
+        upstream.route(ELSEWHERE, path, Reply::text("secret"));
+    }
+    let larder = Setup::new(&upstream).start().await;
+    for path in [
+        ".larder/%2e%2e/secret",
+        ".larder/../secret",
+        ".larder/x/y",
+        "v1/modules/a/b/c/1.0.0/../../../../../../secret",
+        "v1/modules/a/b/c/1.0.0/..\\..\\..\\..\\..\\secret",
+        "v1/modules/a/b/c/1.0.0/%2e%2e/%2e%2e/%2e%2e/%2e%2e/%2e%2e/secret",
+        "v1/modules/a/b/c/1.0.0//secret",
+    ] {
+        let got = larder
+            .client()
+            .page(&format!("/registry/{ELSEWHERE}/{path}"))
+            .await;
+        assert_eq!(got.status, 404, "{path}: {}", got.text());
+    }
+    let asked: Vec<_> = upstream
+        .journal()
+        .iter()
+        .map(|seen| seen.path().to_owned())
+        .collect();
+    assert!(
+        asked
+            .iter()
+            .all(|path| path == "/.well-known/terraform.json"),
+        "{asked:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_browsers_cookies_stay_and_what_others_wrote_is_no_page() {
+    let upstream = Upstream::start();
+    registry::publish_discovery(&upstream, ELSEWHERE);
+    let page = Reply::new(200, "text/html", "<script>").header("Set-Cookie", "a=b; Path=/");
+    upstream.route(ELSEWHERE, "/v1/modules/a/b/c/1.0.0/x.html", page);
+    let larder = Setup::new(&upstream).start().await;
+    let ask = async |header: (&str, &str)| {
+        let mut conn = larder.client().plain().await;
+        let path = format!("/registry/{ELSEWHERE}/v1/modules/a/b/c/1.0.0/x.html");
+        conn.request("GET", &larder.addr.to_string(), &path, &[header])
+            .await;
+        conn.answer("GET").await.unwrap().finish().await
+    };
+    let got = ask(("Cookie", "session=s3cret")).await;
+    assert_eq!((got.status, got.header("set-cookie")), (200, None));
+    assert_eq!(got.header("x-content-type-options"), Some("nosniff"));
+    assert_eq!(got.header("content-security-policy"), Some("sandbox"));
+    let sent = upstream.count(|seen| seen.header("cookie").is_some());
+    assert_eq!(sent, 0);
+    let before = upstream.journal().len();
+    assert_eq!(ask(("Sec-Fetch-Site", "cross-site")).await.status, 403);
+    assert_eq!(upstream.journal().len(), before);
+}
+
+#[tokio::test]
+async fn a_seal_stays_good_for_what_clients_make_of_a_modules_address() {
+    let upstream = Upstream::start();
+    registry::publish_discovery(&upstream, TERRAFORM);
+    let reply = Reply::json("{}").header("X-Terraform-Get", "./c.tgz//inner?archive=tar.gz&x=1");
+    upstream.route(TERRAFORM, "/v1/modules/a/b/c/1.0.0/download", reply);
+    let file = "/v1/modules/a/b/c/1.0.0/c.tgz";
+    upstream.route(TERRAFORM, file, Reply::file("application/gzip", "module"));
+    let setup = Setup::new(&upstream);
+    let users = setup.path("htpasswd");
+    std::fs::write(
+        &users,
+        format!("ann:{}\n", bcrypt::hash("word", 4).unwrap()),
+    )
+    .unwrap();
+    let larder = setup
+        .args(["--htpasswd", users.to_str().unwrap()])
+        .start()
+        .await;
+    let client = larder.client();
+    let mut conn = client.plain().await;
+    let page = format!("/registry/{TERRAFORM}/v1/modules/a/b/c/1.0.0/download");
+    let token = [("Authorization", "Bearer ann:word")];
+    conn.request("GET", &larder.addr.to_string(), &page, &token)
+        .await;
+    let got = conn.answer("GET").await.unwrap().finish().await;
+    let location = got.header("x-terraform-get").unwrap().to_owned();
+    let (_, query) = location.split_once('?').unwrap();
+    assert!(
+        location.contains("c.tgz//inner?") && query.matches('?').count() == 0,
+        "{location}"
+    );
+    // The folder and `archive` are for the client; `terraform-get` is its own.
+    let query = query.replace("archive=tar.gz&", "");
+    let asked = format!("/registry/{TERRAFORM}{file}?{query}&terraform-get=1");
+    client.page(&asked).await.assert_is(b"module");
+    let seen = upstream.journal();
+    let seen = seen.iter().find(|seen| seen.path() == file).unwrap();
+    assert_eq!(seen.query(), Some("x=1&terraform-get=1"));
+    assert_eq!(
+        client
+            .page(&format!("/registry/{TERRAFORM}{file}?x=1"))
+            .await
+            .status,
+        401
+    );
+}

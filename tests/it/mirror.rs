@@ -185,3 +185,52 @@ async fn terraform_installs_from_the_mirror() {
     assert_eq!(upstream.archive_bytes(), sent);
     assert!(second.lock().contains("\"h1:"), "{}", second.lock());
 }
+
+#[tokio::test]
+async fn who_only_looks_starts_no_download_and_rules_come_before_a_redirect() {
+    let upstream = Upstream::start();
+    let release = Release::new("hashicorp", "null", "3.2.1");
+    release.publish(&upstream);
+    let young = httpdate::fmt_http_date(std::time::SystemTime::now());
+    let archive = Reply::archive(release.archive()).last_modified(&young);
+    release.publish_archive(&upstream, archive);
+    let setup = Setup::new(&upstream).config("redirect = \"307\"\n");
+    let larder = setup.start().await;
+    let file = format!(
+        "{}/terraform-provider-null_3.2.1_linux_amd64.zip",
+        base(&release)
+    );
+    let mut conn = larder.client().plain().await;
+    conn.request("HEAD", &larder.addr.to_string(), &file, &[])
+        .await;
+    assert_eq!(conn.answer("HEAD").await.unwrap().status, 200);
+    let (_, path) = release.archive_path();
+    assert_eq!(upstream.gets(RELEASES, &path), 0);
+    larder.terminate().await;
+
+    let ruled = Setup::new(&upstream).config("redirect = \"307\"\nmin_age = \"1d\"\n");
+    let larder = ruled.start().await;
+    assert_eq!(larder.client().page(&file).await.status, 403);
+}
+
+#[tokio::test]
+async fn listing_a_registry_for_the_mirror_opens_no_tunnel() {
+    let upstream = Upstream::start();
+    let larder = Setup::new(&upstream)
+        .config(&format!(
+            "mirror_hosts = [\"localhost:{}\"]\n",
+            upstream.addr.port()
+        ))
+        .start()
+        .await;
+    let authority = format!("localhost:{}", upstream.addr.port());
+    let refused = larder.client().connect(&authority).await.unwrap_err();
+    assert_eq!(refused.status, 403, "{refused:?}");
+    // But larder asks it.
+    let page = format!("/registry/{authority}/v1/providers/a/b/versions");
+    larder.client().page(&page).await;
+    assert_eq!(
+        upstream.count(|seen| seen.path() == "/.well-known/terraform.json"),
+        1
+    );
+}

@@ -10,6 +10,7 @@ use url::Url;
 use super::ways::{admit, malformed, may_ask};
 use super::{Asking, Base, Way};
 use crate::cache::Archive;
+use crate::cache::fill::NoArchive;
 use crate::cache::mirror::Provider;
 use crate::config::{Authority, Redirect};
 use crate::error::{Error, Kind as ErrorKind};
@@ -105,9 +106,12 @@ async fn archive(peer: &Peer, request: Request<Incoming>, url: &Url) -> Result<A
             Archive::Filling { fill, guard, .. } => {
                 if server.cache.sources().judge.policy.restricts() {
                     // Its date comes with its head.
-                    let head = fill.head().await;
-                    let headers = head.ok().map(|head| head.headers.clone());
-                    server.cache.admit_archive(url, headers.as_ref()).await?;
+                    let head = match fill.head().await {
+                        Ok(head) => Some(head.headers.clone()),
+                        Err(NoArchive::Failed(e)) => return Err(e),
+                        Err(NoArchive::Refused(_)) => None,
+                    };
+                    server.cache.admit_archive(url, head.as_ref()).await?;
                 }
                 drop(guard);
                 return elsewhere(url);
