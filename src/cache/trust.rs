@@ -133,6 +133,7 @@ impl Sources {
     /// Whether a rule wants a signature for the archive.
     pub fn wants_signature(&self, archive: &Url) -> bool {
         self.judge.policy.wants_signatures()
+            && !self.metadata.is_own_module(archive)
             && self.parties(archive).iter().any(|party| {
                 let rule = self.rule(party.subject.as_ref(), archive);
                 rule.how == Verify::Signature

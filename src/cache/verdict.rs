@@ -93,7 +93,9 @@ pub async fn conclude(
             return Ok(Outcome::Verified(Vec::new(), None));
         }
         Verdict::NoneToBeHad if terms.expected.is_none() && !strict => {
-            note_unverified(url);
+            if !sources.metadata.is_own_module(url) {
+                note_unverified(url);
+            }
             return Ok(Outcome::Unverified);
         }
         other => return Err(refuse(sources, url, found, other).await),

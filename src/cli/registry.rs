@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Subcommand;
 
@@ -9,7 +10,9 @@ use crate::ca::write_atomically;
 use crate::config::{Authority, CommonArgs, Config, PrivateRegistry, ServeArgs};
 use crate::error::Exit;
 use crate::registry::add::{Request, check, manifests, place};
+use crate::registry::folder::Folder;
 use crate::registry::key::{self, SigningKey};
+use crate::registry::releases::KEYS;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -66,7 +69,10 @@ fn add(config: &Config, args: &AddArgs) -> Result<ExitCode, Exit> {
         Some(namespace) => namespace.clone(),
         None => only_namespace(registry)?,
     };
+    let folder = Folder::open(&registry.dir, None, Arc::new(super::keyring(config)?));
+    let folder = folder.map_err(|e| Exit::usage(format!("{}: {e}", registry.dir.display())))?;
     let request = Request {
+        folder: &folder,
         root: &registry.dir,
         namespace: &namespace,
         files: &args.files,
@@ -78,9 +84,6 @@ fn add(config: &Config, args: &AddArgs) -> Result<ExitCode, Exit> {
     })?;
     for (to, text) in manifests(&request, &placements) {
         let to = registry.dir.join(to);
-        if to.exists() {
-            continue;
-        }
         let written = std::fs::create_dir_all(to.parent().unwrap_or(&registry.dir))
             .and_then(|()| write_atomically(&to, text.as_bytes(), 0o644));
         written.map_err(|e| Exit::failed(format!("{}: {e}", to.display())))?;
@@ -118,7 +121,7 @@ fn only_namespace(registry: &PrivateRegistry) -> Result<String, Exit> {
         .flatten();
     let folders = entries.filter(|entry| entry.path().is_dir());
     let names = folders.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut names = names.filter(|name| !name.starts_with('.') && name != "keys");
+    let mut names = names.filter(|name| !name.starts_with('.') && name != KEYS);
     match (names.next(), names.next()) {
         (Some(name), None) => Ok(name),
         _ => Err(Exit::usage(

@@ -21,6 +21,7 @@ use crate::digest::Digest;
 use crate::error::Exit;
 use crate::instance::Instance;
 use crate::registry::Registry;
+use crate::registry::key::KeyHolder;
 use crate::server::Server;
 use crate::store::Store;
 use crate::telemetry::start_logs;
@@ -255,9 +256,10 @@ fn locals(registries: &[Arc<Registry>]) -> Locals {
 /// The private registries that are configured.
 pub fn registries(config: &Config) -> Result<Vec<Arc<Registry>>, Exit> {
     let keyring = Arc::new(super::keyring(config)?);
+    let (key, data_dir) = (KeyHolder::new(&config.data_dir), &config.data_dir);
     let registries = config.registries.iter();
     registries
-        .map(|registry| Registry::open(registry, &config.data_dir, keyring.clone()))
+        .map(|registry| Registry::open(registry, Some(data_dir), key.clone(), keyring.clone()))
         .collect()
 }
 

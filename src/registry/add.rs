@@ -1,31 +1,38 @@
 //! Placing files in a private registry's folder: checked first, then each whole or not at all.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Read as _;
+use std::io::{self, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
 use zip::ZipArchive;
 
-use super::folder::{is_protocol, open, protocols_in};
-use super::key;
-use crate::digest::{Digest, Hasher};
+use super::folder::{Folder, hash, open};
+use super::releases::{
+    KEYS, Part, fits, is_protocol, is_provider_part, listed, part_of, protocols_in, public_keys,
+};
 use crate::terraform::dirhash;
-use crate::terraform::own::{ArchiveName, is_part};
-use crate::terraform::sums::Sums;
+use crate::terraform::own::ArchiveName;
+use crate::terraform::signature::Tier;
 
 /// What Terraform and Go know.
-const SYSTEMS: [&str; 8] = [
+const SYSTEMS: [&str; 10] = [
+    "aix",
     "darwin",
     "dragonfly",
     "freebsd",
+    "illumos",
     "linux",
     "netbsd",
     "openbsd",
     "solaris",
     "windows",
 ];
-const ARCHITECTURES: [&str; 10] = [
-    "386", "amd64", "arm", "arm64", "loong64", "mips", "ppc64le", "riscv64", "s390x", "wasm",
+const ARCHITECTURES: [&str; 14] = [
+    "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64",
+    "ppc64le", "riscv64", "s390x", "wasm",
 ];
 const SMALL: u64 = 16 << 20;
 
@@ -38,8 +45,8 @@ pub struct Placement {
 }
 
 /// What is to be added.
-#[derive(Debug)]
 pub struct Request<'a> {
+    pub folder: &'a Folder,
     pub root: &'a Path,
     pub namespace: &'a str,
     pub files: &'a [PathBuf],
@@ -53,29 +60,27 @@ pub struct Request<'a> {
 /// A line for each file that is wrong; nothing was placed.
 pub fn check(request: &Request<'_>) -> Result<Vec<Placement>, Vec<String>> {
     let mut wrong = Vec::new();
-    if !is_part(request.namespace) {
-        wrong.push(format!(
-            "{}: not a namespace; it has letters, digits and hyphens",
-            request.namespace
-        ));
-    }
-    for protocol in request
-        .protocols
-        .iter()
-        .filter(|protocol| !is_protocol(protocol))
-    {
+    for protocol in request.protocols.iter().filter(|p| !is_protocol(p)) {
         wrong.push(format!(
             "{protocol}: not a protocol; it would be such as 5.0"
         ));
     }
     let mut placements = Vec::new();
     for file in request.files {
-        match check_file(request, file) {
-            Ok(to) => placements.push(Placement {
-                from: file.clone(),
-                to,
-            }),
+        let checked = check_file(request, file).and_then(|placement| {
+            is_free(request.root, &placement)?;
+            Ok(placement)
+        });
+        match checked {
+            Ok(placement) => placements.push(placement),
             Err(why) => wrong.push(format!("{}: {why}", file.display())),
+        }
+    }
+    if wrong.is_empty() {
+        for (name, version) in releases_of(&placements) {
+            if let Err(why) = check_together(request, &placements, (&name, &version)) {
+                wrong.push(format!("{name} {version}: {why}"));
+            }
         }
     }
     // Archives last: what they need is there before they are seen.
@@ -92,60 +97,111 @@ pub fn check(request: &Request<'_>) -> Result<Vec<Placement>, Vec<String>> {
 /// Where another file has its name, or the disk fails.
 pub fn place(root: &Path, placement: &Placement) -> Result<bool, String> {
     let to = root.join(&placement.to);
-    let failed = |e: std::io::Error| format!("{}: {e}", to.display());
-    if to.exists() {
-        let same = digest(&placement.from).map_err(failed)? == digest(&to).map_err(failed)?;
-        return match same {
-            true => Ok(false),
-            false => Err(format!(
-                "{}: is there with other content; a released version does not change: give it another version, or remove the file first",
-                to.display()
-            )),
-        };
+    let failed = |e: io::Error| format!("{}: {e}", to.display());
+    if is_free(root, placement)? == Free::There {
+        return Ok(false);
     }
     let dir = to.parent().unwrap_or(root);
     fs::create_dir_all(dir).map_err(failed)?;
     let name = to.file_name().unwrap_or_default().to_string_lossy();
     // Hidden from the registry, and on the same disk.
     let temporary = dir.join(format!(".{name}.{}", std::process::id()));
-    let placed = fs::copy(&placement.from, &temporary)
-        .and_then(|_| fs::File::open(&temporary)?.sync_all())
-        .and_then(|()| fs::hard_link(&temporary, &to).or_else(|_| fs::rename(&temporary, &to)))
-        .and_then(|()| fs::File::open(dir)?.sync_all());
+    let copied = fs::copy(&placement.from, &temporary).and_then(|_| {
+        // For whoever serves it.
+        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o644))?;
+        fs::File::open(&temporary)?.sync_all()
+    });
+    let named = copied.and_then(|()| name_it(&temporary, &to));
     let _ = fs::remove_file(&temporary);
-    placed.map_err(failed)?;
-    Ok(true)
+    match named {
+        Ok(()) => fs::File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .map(|()| true)
+            .map_err(failed),
+        // Somebody was faster.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            is_free(root, placement).map(|_| false)
+        }
+        Err(e) => Err(failed(e)),
+    }
+}
+
+/// Gives a file a name that nobody has.
+fn name_it(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::hard_link(from, to) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(e),
+        // A file system without links.
+        Err(_) if fs::symlink_metadata(to).is_err() => fs::rename(from, to),
+        linked => linked,
+    }
+}
+
+#[derive(PartialEq)]
+enum Free {
+    Yes,
+    /// The same file is there already.
+    There,
+}
+
+/// Whether a file can have its place, which must be within the folder.
+fn is_free(root: &Path, placement: &Placement) -> Result<Free, String> {
+    let to = root.join(&placement.to);
+    let real_root = fs::canonicalize(root).map_err(|e| format!("{}: {e}", root.display()))?;
+    let existing = to.ancestors().skip(1).find(|dir| dir.exists());
+    let real = existing.and_then(|dir| fs::canonicalize(dir).ok());
+    if !real.is_some_and(|real| real.starts_with(&real_root)) {
+        return Err(format!(
+            "{} leads out of the folder by a link",
+            to.display()
+        ));
+    }
+    if fs::symlink_metadata(&to).is_err() {
+        return Ok(Free::Yes);
+    }
+    let digest = |path: &Path| hash(path).map_err(|e| format!("{}: {e}", path.display()));
+    match digest(&placement.from)? == digest(&to)? {
+        true => Ok(Free::There),
+        false => Err(format!(
+            "{} is there with other content; a released version does not change: give it another version, or remove the file first",
+            to.display()
+        )),
+    }
 }
 
 /// The manifests that say which protocols the added versions speak, where none does yet.
 pub fn manifests(request: &Request<'_>, placements: &[Placement]) -> Vec<(PathBuf, String)> {
-    let mut manifests = Vec::new();
-    for placement in placements {
-        let name = placement
-            .to
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy();
-        let Some(archive) = ArchiveName::parse(&name).filter(|_| !request.protocols.is_empty())
-        else {
-            continue;
-        };
-        let file = format!(
-            "terraform-provider-{}_{}_manifest.json",
-            archive.name, archive.version
-        );
-        let to = placement.to.with_file_name(file);
-        if !manifests.iter().any(|(other, _)| *other == to) {
-            let versions = request.protocols;
-            let text =
-                serde_json::json!({ "version": 1, "metadata": { "protocol_versions": versions } });
-            manifests.push((to, text.to_string()));
-        }
+    if request.protocols.is_empty() {
+        return Vec::new();
     }
-    manifests
+    let versions = request.protocols;
+    let text = json!({ "version": 1, "metadata": { "protocol_versions": versions } }).to_string();
+    let names = releases_of(placements).into_iter().map(|(name, version)| {
+        let file = format!("terraform-provider-{name}_{version}_manifest.json");
+        Path::new(request.namespace).join(&name).join(file)
+    });
+    let missing = names.filter(|to| {
+        let comes = placements.iter().any(|placement| placement.to == *to);
+        !comes && fs::symlink_metadata(request.root.join(to)).is_err()
+    });
+    missing.map(|to| (to, text.clone())).collect()
 }
 
-fn check_file(request: &Request<'_>, file: &Path) -> Result<PathBuf, String> {
+/// Type and version of the archives among them.
+fn releases_of(placements: &[Placement]) -> BTreeSet<(String, String)> {
+    let names = placements
+        .iter()
+        .filter_map(|placement| placement.to.file_name()?.to_str());
+    let releases = names.filter_map(|name| {
+        if let Some(archive) = ArchiveName::parse(name) {
+            return Some((archive.name, archive.version));
+        }
+        let (name, version, _) = part_of(name)?;
+        Some((name.to_owned(), version.to_owned()))
+    });
+    releases.collect()
+}
+
+fn check_file(request: &Request<'_>, file: &Path) -> Result<Placement, String> {
     let name = file
         .file_name()
         .and_then(|name| name.to_str())
@@ -154,84 +210,107 @@ fn check_file(request: &Request<'_>, file: &Path) -> Result<PathBuf, String> {
         return Err("is no file".into());
     }
     let namespace = Path::new(request.namespace);
-    if name.ends_with(".asc") {
-        let text = String::from_utf8(small(file)?).map_err(|_| "is no armored key")?;
-        if text.contains("PRIVATE KEY") {
-            return Err("holds a private key; export the public one".into());
+    let placed = |ty: &str| {
+        if !is_provider_part(request.namespace, ty) {
+            return Err(format!(
+                "{}/{ty} cannot be asked for: lower-case letters, digits and single hyphens",
+                request.namespace
+            ));
         }
-        key::id_of(&text).ok_or("is no OpenPGP public key")?;
-        return Ok(namespace.join(super::folder::KEYS).join(name));
+        Ok(Placement {
+            from: file.to_owned(),
+            to: namespace.join(ty).join(name),
+        })
+    };
+    if name.ends_with(".asc") {
+        public_keys(&small(file)?)?;
+        let keys = placed("x").map(|_| namespace.join(KEYS))?;
+        return Ok(Placement {
+            from: file.to_owned(),
+            to: keys.join(name),
+        });
     }
     if let Some(archive) = ArchiveName::parse(name) {
-        check_archive(request, file, &archive)?;
-        return Ok(namespace.join(&archive.name).join(name));
+        check_archive(file, &archive)?;
+        return placed(&archive.name);
     }
-    let of = name.strip_prefix("terraform-provider-").and_then(|rest| {
-        let (ty, rest) = rest.split_once('_')?;
-        let (_, kind) = rest.split_once('_')?;
-        Some((ty, kind))
-    });
-    match of {
-        Some((ty, "SHA256SUMS")) if is_part(ty) => {
-            Sums::parse(&small(file)?)?;
-            Ok(namespace.join(ty).join(name))
-        }
-        Some((ty, kind)) if is_part(ty) && kind.starts_with("SHA256SUMS.") && kind.ends_with(".sig") => {
-            match small(file)?.is_empty() {
-                true => Err("is empty".into()),
-                false => Ok(namespace.join(ty).join(name)),
-            }
-        }
-        Some((ty, "manifest.json")) if is_part(ty) => {
-            protocols_in(&small(file)?)?;
-            Ok(namespace.join(ty).join(name))
-        }
-        _ => Err("has a wrong name; it would be terraform-provider-TYPE_VERSION_OS_ARCH.zip, …_VERSION_SHA256SUMS, …_SHA256SUMS.sig, …_VERSION_manifest.json, or a public key NAME.asc".into()),
+    let (ty, _, part) = part_of(name).ok_or("has a wrong name; it would be terraform-provider-TYPE_VERSION_OS_ARCH.zip, …_VERSION_SHA256SUMS, …_SHA256SUMS.sig, …_VERSION_manifest.json, or a public key NAME.asc")?;
+    let bytes = small(file)?;
+    match part {
+        Part::Sums => listed(&bytes).map(|_| ())?,
+        Part::Manifest => protocols_in(&bytes).map(|_| ())?,
+        Part::Signature if bytes.is_empty() => return Err("is empty".into()),
+        Part::Signature => {}
     }
+    placed(ty)
 }
 
-fn check_archive(request: &Request<'_>, file: &Path, archive: &ArchiveName) -> Result<(), String> {
+fn check_archive(file: &Path, archive: &ArchiveName) -> Result<(), String> {
     let (os, arch) = (&*archive.os, &*archive.arch);
     if !SYSTEMS.contains(&os) || !ARCHITECTURES.contains(&arch) {
         return Err(format!("{os}_{arch} is no platform of Terraform's"));
     }
     dirhash::h1(open(file)?)?;
     let header = executable_header(file, archive)?;
-    if let Some(found) = platform_in(&header)
-        && !found.fits(os, arch)
-    {
-        return Err(format!("holds a program for {found}, not for {os}_{arch}"));
+    match platform_in(&header) {
+        Some(found) if !found.fits(os, arch) => {
+            Err(format!("holds a program for {found}, not for {os}_{arch}"))
+        }
+        _ => Ok(()),
     }
-    // By the sums that come along, or else by those that lie there.
-    let sums_name = format!(
-        "terraform-provider-{}_{}_SHA256SUMS",
-        archive.name, archive.version
-    );
-    let given = request
-        .files
+}
+
+/// Whether what is there and what comes make a release that is served: sums that fit every archive,
+/// and a signature that is good.
+fn check_together(
+    request: &Request<'_>,
+    placements: &[Placement],
+    (name, version): (&str, &str),
+) -> Result<(), String> {
+    let folder = request.root.join(request.namespace).join(name);
+    let there = fs::read_dir(&folder).into_iter().flatten().flatten();
+    let there = there.map(|entry| entry.path());
+    let mut all: BTreeMap<String, PathBuf> = BTreeMap::new();
+    let coming = placements
         .iter()
-        .find(|path| path.file_name().is_some_and(|name| *name == *sums_name));
-    let there = request
-        .root
-        .join(request.namespace)
-        .join(&archive.name)
-        .join(&sums_name);
-    let sums = given.cloned().or_else(|| there.is_file().then_some(there));
-    let Some(sums) = sums else {
+        .filter(|one| one.to.starts_with(Path::new(request.namespace).join(name)));
+    for path in there.chain(coming.map(|one| one.from.clone())) {
+        if let Some(file) = path.file_name().and_then(|name| name.to_str()) {
+            all.insert(file.to_owned(), path.clone());
+        }
+    }
+    let stem = format!("terraform-provider-{name}_{version}");
+    let Some(sums_file) = all.get(&format!("{stem}_SHA256SUMS")) else {
         return Ok(());
     };
-    let listed = Sums::parse(&small(&sums)?)?.digest_of(&archive.to_string());
-    let found = digest(file).map_err(|e| e.to_string())?;
-    match listed {
-        Some(listed) if listed == found => Ok(()),
-        Some(listed) => Err(format!(
-            "has SHA-256 {found}, but {} says {listed}",
-            sums.display()
+    let bytes = small(sums_file)?;
+    let sums = listed(&bytes)?;
+    for (file, path) in &all {
+        let archive = ArchiveName::parse(file);
+        if archive.is_some_and(|archive| archive.name == name && archive.version == version) {
+            let digest = hash(path).map_err(|e| format!("{}: {e}", path.display()))?;
+            fits(Some(&sums), file, digest).map_err(|why| format!("{}: {why}", path.display()))?;
+        }
+    }
+    let signature = all.get(&format!("{stem}_SHA256SUMS.sig"));
+    let Some(signature) = signature else {
+        return Ok(());
+    };
+    let mut keys = request.folder.keys(request.namespace, name);
+    for placement in placements
+        .iter()
+        .filter(|one| one.to.extension().is_some_and(|e| e == "asc"))
+    {
+        keys.extend(public_keys(&small(&placement.from)?)?);
+    }
+    let judgement = request.folder.judge(&bytes, &small(signature)?, &keys);
+    match judgement.tier {
+        Tier::Bad => Err(format!(
+            "{}: is no good signature ({})",
+            signature.display(),
+            judgement.why.unwrap_or_default()
         )),
-        None => Err(format!(
-            "{} does not list it; add sums that do",
-            sums.display()
-        )),
+        _ => Ok(()),
     }
 }
 
@@ -241,7 +320,9 @@ fn executable_header(file: &Path, archive: &ArchiveName) -> Result<Vec<u8>, Stri
     let wanted = format!("terraform-provider-{}", archive.name);
     for i in 0..zip.len() {
         let mut entry = zip.by_index(i).map_err(|e| e.to_string())?;
-        let fits = entry.name().is_ok_and(|name| name.starts_with(&wanted));
+        let fits = entry
+            .name()
+            .is_ok_and(|name| name.starts_with(&wanted) && !name.contains(['/', '\\']));
         if fits && entry.is_file() {
             let mut header = Vec::new();
             let read = entry.by_ref().take(4096).read_to_end(&mut header);
@@ -333,18 +414,6 @@ fn small(path: &Path) -> Result<Vec<u8>, String> {
         return Err("is too large".into());
     }
     fs::read(path).map_err(|e| e.to_string())
-}
-
-fn digest(path: &Path) -> std::io::Result<Digest> {
-    let mut file = fs::File::open(path)?;
-    let mut hasher = Hasher::default();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hasher.finish()),
-            n => hasher.update(&buffer[..n]),
-        }
-    }
 }
 
 #[cfg(test)]

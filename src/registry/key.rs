@@ -1,6 +1,10 @@
 //! The OpenPGP key by which larder signs what its owner has not: Terraform wants a signature.
 
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use pgp::composed::{
     ArmorOptions, Deserializable as _, DetachedSignature, KeyType, SecretKeyParamsBuilder,
@@ -24,8 +28,43 @@ pub struct SigningKey {
     pub public: String,
 }
 
+/// The key of a data dir, for all registries of a process. What kept it from being had is tried again.
+pub struct KeyHolder {
+    data_dir: PathBuf,
+    key: Mutex<Option<Arc<SigningKey>>>,
+}
+
+impl KeyHolder {
+    pub fn new(data_dir: &Path) -> Arc<Self> {
+        Arc::new(Self {
+            data_dir: data_dir.to_owned(),
+            key: Mutex::default(),
+        })
+    }
+
+    /// The key, made if there is none (blocking).
+    pub fn key(&self) -> Option<Arc<SigningKey>> {
+        let mut held = self.key.lock().unwrap_or_else(|e| e.into_inner());
+        if held.is_none() {
+            match SigningKey::open_or_create(&self.data_dir) {
+                Ok((key, made)) => {
+                    if made {
+                        tracing::info!(fingerprint = %key.fingerprint, "made a key to sign what has no signature in private registries");
+                    }
+                    *held = Some(Arc::new(key));
+                }
+                Err(error) => {
+                    tracing::error!(%error, "no key to sign what has no signature; Terraform will refuse it");
+                }
+            }
+        }
+        held.clone()
+    }
+}
+
 impl SigningKey {
-    /// The key of a data dir, made if there is none (blocking). The second says whether it was made.
+    /// The key of a data dir, made if there is none (blocking). The second says whether it was made:
+    /// of several that make one at a time, one is first.
     ///
     /// # Errors
     /// When it cannot be read or made.
@@ -37,24 +76,19 @@ impl SigningKey {
                 path.display()
             ))
         };
-        if path.exists() {
-            let text = std::fs::read_to_string(&path).map_err(|e| broken(e.to_string()))?;
-            let (secret, _) =
-                SignedSecretKey::from_string(&text).map_err(|e| broken(e.to_string()))?;
-            return Ok((Self::of(secret).map_err(broken)?, false));
+        let mut made = false;
+        if !path.exists() {
+            let text = generate()
+                .and_then(|secret| {
+                    let armored = secret.to_armored_string(ArmorOptions::default());
+                    armored.map_err(|e| e.to_string())
+                })
+                .map_err(broken)?;
+            made = write_first(&path, &text).map_err(|e| broken(e.to_string()))?;
         }
-        let secret = generate().map_err(broken)?;
-        let text = secret
-            .to_armored_string(ArmorOptions::default())
-            .map_err(|e| broken(e.to_string()))?;
-        if let Some(dir) = path.parent() {
-            use std::os::unix::fs::DirBuilderExt as _;
-            let mut builder = std::fs::DirBuilder::new();
-            let made = builder.recursive(true).mode(0o700).create(dir);
-            made.map_err(|e| broken(e.to_string()))?;
-        }
-        write_atomically(&path, text.as_bytes(), 0o600).map_err(|e| broken(e.to_string()))?;
-        Ok((Self::of(secret).map_err(broken)?, true))
+        let text = std::fs::read_to_string(&path).map_err(|e| broken(e.to_string()))?;
+        let (secret, _) = SignedSecretKey::from_string(&text).map_err(|e| broken(e.to_string()))?;
+        Ok((Self::of(secret).map_err(broken)?, made))
     }
 
     fn of(secret: SignedSecretKey) -> Result<Self, String> {
@@ -77,6 +111,26 @@ impl SigningKey {
         DetachedSignature::sign_binary_data(rng, key, &password, hash, bytes)
             .and_then(|signature| signature.to_bytes())
             .map_err(|e| e.to_string())
+    }
+}
+
+/// Writes a file whole unless there is one. Returns whether it was first.
+fn write_first(path: &Path, text: &str) -> io::Result<bool> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)?;
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
+    let temporary = dir.join(format!(".signing.{}.{number}", std::process::id()));
+    write_atomically(&temporary, text.as_bytes(), 0o600)?;
+    let linked = std::fs::hard_link(&temporary, path);
+    let _ = std::fs::remove_file(&temporary);
+    match linked {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(e),
     }
 }
 
@@ -112,6 +166,27 @@ mod tests {
 
     use super::*;
     use crate::terraform::signature::{Keyring, NamedKey, Tier};
+
+    #[test]
+    fn of_many_makers_one_is_first_and_all_have_its_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = || SigningKey::open_or_create(dir.path()).unwrap();
+        let made: Vec<_> = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..8).map(|_| scope.spawn(make)).collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        assert_eq!(made.iter().filter(|(_, first)| *first).count(), 1);
+        assert!(
+            made.iter()
+                .all(|(key, _)| key.fingerprint == made[0].0.fingerprint)
+        );
+        assert_eq!(
+            std::fs::read_dir(dir.path().join("registry"))
+                .unwrap()
+                .count(),
+            1
+        );
+    }
 
     #[test]
     fn a_key_is_made_once_kept_secret_and_its_signatures_hold() {

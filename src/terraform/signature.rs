@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::Path;
 
-use pgp::composed::{Deserializable as _, DetachedSignature, SignedPublicKey};
+use pgp::composed::{ArmorOptions, Deserializable as _, DetachedSignature, SignedPublicKey};
 use pgp::crypto::hash::HashAlgorithm;
 use pgp::packet::{Signature, SignatureType, SubpacketData};
 use pgp::types::{Fingerprint, KeyDetails, Tag};
@@ -152,6 +152,12 @@ impl Keyring {
             official: keys.clone(),
             partners: keys,
         })
+    }
+
+    /// The official key of that fingerprint, armored.
+    pub fn armored(&self, of: &str) -> Option<String> {
+        let key = self.official.iter().find(|key| fingerprint(*key) == of)?;
+        key.to_armored_string(ArmorOptions::default()).ok()
     }
 
     /// Judges `signature`, a detached one over exactly the bytes of `document`, by the keys that

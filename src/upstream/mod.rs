@@ -105,8 +105,13 @@ impl Upstream {
 
     /// Whether what lies at `url` is not to be asked for.
     pub fn is_offline(&self, url: &Url) -> bool {
-        let is_local = |url| Authority::of(url).is_some_and(|at| self.locals.contains_key(&at));
-        self.dialer.offline && !is_local(url)
+        self.dialer.offline && !self.is_local(url)
+    }
+
+    /// Whether an origin within this process answers.
+    pub fn is_local(&self, url: &Url) -> bool {
+        let here = |at: Authority| self.locals.contains_key(&at);
+        url.scheme() == "https" && Authority::of(url).is_some_and(here)
     }
 
     /// Sends one request once. Redirects and error statuses are answers like any other.

@@ -589,3 +589,234 @@ async fn a_real_signed_provider_is_served_under_another_namespace() {
         .logs(&["null_3.1.0_linux_amd64", "SHA256SUMS says"])
         .await;
 }
+
+#[tokio::test]
+async fn no_private_key_is_ever_shown_and_the_key_that_signed_is_named() {
+    let upstream = Upstream::start();
+    let corp = Corp::new(&upstream);
+    let zip = corp.release("thing", "1.0.0");
+    let signer = Signer::new();
+    let sums = sums_line("terraform-provider-thing_1.0.0_linux_amd64.zip", &zip);
+    let stem = "corp/thing/terraform-provider-thing_1.0.0";
+    corp.put(&format!("{stem}_SHA256SUMS"), &sums);
+    corp.put(
+        &format!("{stem}_SHA256SUMS.sig"),
+        signer.sign(sums.as_bytes()),
+    );
+    let (public, other) = (signer.public().armored, Signer::new().public().armored);
+    corp.put("keys/two.asc", format!("{other}\n{public}"));
+    corp.put(
+        "keys/secret.asc",
+        public.replace("PUBLIC KEY", "PRIVATE KEY"),
+    );
+    corp.put(
+        "keys/mixed.asc",
+        format!("{public}{}", public.replace("PUBLIC KEY", "PRIVATE KEY")),
+    );
+    let larder = corp.setup.start().await;
+    let document = larder.client().get(&url(DOWNLOAD)).await;
+    assert!(!document.text().contains("PRIVATE"));
+    let json = document.json();
+    let keys = json["signing_keys"]["gpg_public_keys"].as_array().unwrap();
+    let ids: Vec<_> = keys
+        .iter()
+        .map(|key| key["key_id"].as_str().unwrap())
+        .collect();
+    assert!(
+        ids.len() == 2 && ids.contains(&&*signer.public().id),
+        "{ids:?}"
+    );
+    for name in ["secret.asc", "mixed.asc"] {
+        larder.logs(&[name, "PRIVATE key"]).await;
+    }
+}
+
+#[tokio::test]
+async fn written_documents_speak_for_no_file_of_the_registry_and_for_no_other_registry() {
+    let upstream = Upstream::start();
+    let corp = Corp::new(&upstream);
+    let zip = corp.release("thing", "1.0.0");
+    let release = Release::new("hashicorp", "null", "3.2.1");
+    release.publish(&upstream);
+    let mut lie = release.document("linux_amd64");
+    lie["shasum"] = sha256(b"other").into();
+    corp.put("evil/null/1.0.0/download/linux/amd64.json", lie.to_string());
+    let own = format!(
+        "https://{HOST}/v1/files/{}",
+        archive_path("thing", "1.0.0", "linux_amd64")
+    );
+    lie["download_url"] = own.into();
+    corp.put("evil/own/1.0.0/download/linux/amd64.json", lie.to_string());
+    lie["download_url"] = "http://files.example/x.zip".into();
+    corp.put(
+        "evil/plain/1.0.0/download/linux/amd64.json",
+        lie.to_string(),
+    );
+    corp.put("evil/list/versions.json", r#"{"versions":[{"version":5}]}"#);
+    let larder = corp.setup.start().await;
+    let client = larder.client();
+    for (name, status) in [("null", 200), ("own", 404), ("plain", 404)] {
+        let path = format!("/v1/providers/evil/{name}/1.0.0/download/linux/amd64");
+        assert_eq!(client.get(&url(&path)).await.status, status, "{name}");
+    }
+    assert_eq!(
+        client
+            .get(&url("/v1/providers/evil/list/versions"))
+            .await
+            .status,
+        404
+    );
+    for (name, why) in [
+        ("own/1.0.0", "file of this registry"),
+        ("plain/1.0.0", "not https"),
+        ("list/versions.json", "`version` is none"),
+    ] {
+        larder.logs(&[name, why]).await;
+    }
+    let document = client.get(&url(DOWNLOAD)).await.json();
+    client
+        .get(&url(document["download_url"].as_str().unwrap()))
+        .await
+        .assert_is(&zip);
+    client.get(&release.document_url()).await;
+    client
+        .get(&release.archive_url())
+        .await
+        .assert_is(&release.archive());
+}
+
+#[tokio::test]
+async fn everything_that_is_not_served_is_named_and_its_owner_may_take_versions_away() {
+    let upstream = Upstream::start();
+    let corp = Corp::with(&upstream, HOST, "verify = \"signature\"\n");
+    for version in ["1.0.0", "1.1.0", "1.2.0", "1.3.0", "1.4.0"] {
+        corp.release("thing", version);
+    }
+    let zip = provider_zip("any", "1", 5_000);
+    for (path, bytes) in [
+        ("stray.zip", &zip[..]),
+        ("corp/stray.zip", &zip),
+        (
+            "corp/thing/terraform-provider-thing_2.0.0_linux_amd64.ZIP",
+            &zip,
+        ),
+        ("my.corp/thing/x", b"x"),
+        (
+            "corp/Upper/terraform-provider-Upper_1.0.0_linux_amd64.zip",
+            &zip,
+        ),
+        ("keys/binary.asc", b"\xff\xfe"),
+        ("corp/thing/terraform-provider-thing_1.4.0_SHA256SUMS", b""),
+        ("corp/net/aws/1.0.0.zip", &zip),
+        ("corp/net/aws/1.0.0.tar.gz", &gzip(b"a tar")),
+    ] {
+        corp.put(path, bytes);
+    }
+    let line = sums_line("terraform-provider-thing_1.4.0_linux_amd64.zip", &zip);
+    corp.put(
+        "corp/thing/terraform-provider-thing_1.4.0_SHA256SUMS",
+        line.replace("  ", " *"),
+    );
+    std::fs::create_dir(
+        corp.dir
+            .join("corp/thing/terraform-provider-thing_3.0.0_linux_amd64.zip"),
+    )
+    .unwrap();
+    let larder = corp.setup.start().await;
+    let client = larder.client();
+    for (name, why) in [
+        ("releases/stray.zip", "beside the folders"),
+        ("corp/stray.zip", "beside the folders"),
+        ("linux_amd64.ZIP", "wrong name"),
+        ("my.corp", "no namespace"),
+        ("corp/Upper", "lower case"),
+        ("binary.asc", "armored"),
+        ("1.4.0_SHA256SUMS", "sha256sum -b"),
+        ("thing_3.0.0", "no file"),
+        ("aws/1.0.0.zip", "lies beside"),
+    ] {
+        larder.logs(&[name, why]).await;
+    }
+    // Of a module there is nothing to be signed.
+    let module = client
+        .get(&url("/v1/modules/corp/net/aws/1.0.0/1.0.0.tar.gz"))
+        .await;
+    assert_eq!((module.status, module.succeeded()), (200, true));
+    let versions = async || {
+        let list = client.get(&url(VERSIONS)).await.json();
+        list["versions"].as_array().unwrap().len()
+    };
+    assert_eq!(versions().await, 4);
+    for version in ["1.1.0", "1.2.0", "1.3.0"] {
+        std::fs::remove_file(corp.dir.join(archive_path("thing", version, "linux_amd64"))).unwrap();
+    }
+    assert_eq!(versions().await, 1);
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(bytes).unwrap();
+    gzip.finish().unwrap()
+}
+
+#[test]
+fn add_breaks_no_release_that_is_there_and_stays_within_the_folder() {
+    let upstream = Upstream::start();
+    let corp = Corp::new(&upstream);
+    let zip = corp.release("thing", "1.0.0");
+    let file = |name: &str, bytes: &[u8]| {
+        let path = corp.setup.path(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let wrong = file(
+        "terraform-provider-thing_1.0.0_SHA256SUMS",
+        sums_line("terraform-provider-thing_1.0.0_linux_amd64.zip", b"x").as_bytes(),
+    );
+    let before = files_below(&corp.dir);
+    let refused = |output: std::process::Output, why: &str| {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            output.status.code() == Some(1) && said.contains(why),
+            "{said}"
+        );
+    };
+    refused(
+        add(&corp, &["--namespace", "corp", &wrong]),
+        "SHA256SUMS says",
+    );
+    let right = file(
+        "terraform-provider-thing_1.0.0_SHA256SUMS",
+        sums_line("terraform-provider-thing_1.0.0_linux_amd64.zip", &zip).as_bytes(),
+    );
+    let junk = file("terraform-provider-thing_1.0.0_SHA256SUMS.sig", b"junk");
+    refused(
+        add(&corp, &["--namespace", "corp", &right, &junk]),
+        "no good signature",
+    );
+    let new = file(
+        "terraform-provider-new_1.0.0_linux_amd64.zip",
+        &provider_zip("new", "1.0.0", 9_000),
+    );
+    for namespace in ["Corp", "keys", "a--b", "../x"] {
+        refused(
+            add(&corp, &["--namespace", namespace, &new]),
+            "cannot be asked for",
+        );
+    }
+    let outside = corp.setup.path("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::os::unix::fs::symlink(&outside, corp.dir.join("linked")).unwrap();
+    refused(add(&corp, &["--namespace", "linked", &new]), "by a link");
+    assert_eq!(files_below(&outside), Vec::<PathBuf>::new());
+    std::fs::remove_file(corp.dir.join("linked")).unwrap();
+    assert_eq!(files_below(&corp.dir), before);
+    let signer = Signer::new();
+    let good = file(
+        "terraform-provider-thing_1.0.0_SHA256SUMS.sig",
+        &signer.sign(&std::fs::read(&right).unwrap()),
+    );
+    let key = file("signer.asc", signer.public().armored.as_bytes());
+    succeeded(&add(&corp, &["--namespace", "corp", &right, &good, &key]));
+}

@@ -218,6 +218,10 @@ impl Metadata {
     /// A list that suddenly lost most of its versions is not believed for some time: the last good
     /// one may well be the true one.
     async fn check_against_last_good(&self, wish: &Wish, body: &[u8]) -> Result<(), Error> {
+        if self.upstream.is_local(&wish.url) {
+            // Its owner takes versions away, and no portal is in between.
+            return Ok(());
+        }
         let accept = wish.headers.get(ACCEPT);
         let accept = accept.and_then(|value| value.to_str().ok());
         let last = self.held(&url_key(&wish.url)).await;

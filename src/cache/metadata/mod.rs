@@ -186,6 +186,12 @@ impl Metadata {
         })
     }
 
+    /// Whether `url` is a module's archive in a private registry: no protocol has sums or signatures
+    /// for those, and its folder is this machine's own.
+    pub fn is_own_module(&self, url: &Url) -> bool {
+        url.path().starts_with("/v1/modules/") && self.upstream.is_local(url)
+    }
+
     pub fn catalogue(&self) -> &Catalogue {
         &self.catalogue
     }

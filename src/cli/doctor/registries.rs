@@ -12,6 +12,8 @@ use super::super::{api, keyring};
 use super::{Case, Finding};
 use crate::config::Config;
 use crate::instance::Running;
+use crate::registry::folder::shown;
+use crate::registry::key::KeyHolder;
 use crate::registry::{Registry, Survey};
 
 const CHECK: &str = "registry";
@@ -45,14 +47,18 @@ pub async fn survey(config: &Config, running: Option<&Running>) -> Vec<Result<Su
             continue;
         }
         let opened = match &keyring {
-            Ok(keyring) => Registry::open(registry, &config.data_dir, keyring.clone()),
+            // Nothing is written down, and nothing signed.
+            Ok(keyring) => {
+                let key = KeyHolder::new(&config.data_dir);
+                Registry::open(registry, None, key, keyring.clone())
+            }
             // Told of under another name.
             Err(_) => continue,
         };
         let read = match opened {
             Ok(opened) => {
                 let reading = spawn_blocking(move || {
-                    opened.folder.survey();
+                    opened.folder.survey(&opened.host);
                     opened.survey()
                 });
                 timeout(PATIENCE, reading).await
@@ -93,7 +99,7 @@ pub fn check(case: &Case) -> Vec<Finding> {
             let path = survey.dir.join(&problem.path);
             findings.push(Finding::fail(
                 CHECK,
-                format!("{}: {}: {}", survey.host, path.display(), problem.why),
+                format!("{}: {}: {}", survey.host, shown(&path), problem.why),
                 "mend or remove it (`larder registry add` checks before it places)",
             ));
         }
