@@ -232,6 +232,9 @@ impl World {
         let got = install(&larder.client(), &release).await;
         got.assert_is(&release.archive());
         setup.holds(1).await;
+        // What the background adds to an entry is there.
+        let hashed = || !setup.files_with("\"h1\":").is_empty();
+        eventually("the h1 hash to be kept", hashed).await;
         Self {
             upstream,
             release,
