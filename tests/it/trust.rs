@@ -56,7 +56,13 @@ async fn who_stands_behind_a_provider_is_told_by_tier() {
         assert_eq!(marked, *tier == "bad", "{}", got.cache_status());
     }
     setup.holds(releases.len()).await;
-    assert_eq!(larder.metric("larder_bad_signatures_total").await, 3.0);
+    // Told once the archive is kept.
+    let told = async || larder.metric("larder_bad_signatures_total").await;
+    let start = std::time::Instant::now();
+    while told().await < 3.0 && start.elapsed() < PATIENCE {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert_eq!(told().await, 3.0);
 
     for (release, tier, key) in &releases {
         let listed = listed(&setup, &release.name);
