@@ -4,6 +4,8 @@
 //! it is asked for, which the caller takes from its own lists.
 
 pub mod bundle;
+mod constraints;
+mod files;
 pub mod inspect;
 mod own;
 mod tool;
@@ -12,8 +14,8 @@ pub mod trust_store;
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,18 +26,18 @@ use rcgen::{
     NameConstraints, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
 };
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ProducesTickets, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{RootCertStore, ServerConfig};
 use time::OffsetDateTime;
-use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::config::HostName;
 use crate::error::Exit;
+use constraints::Permitted;
+use files::Files;
 use own::OwnCertificate;
 
 const CA_LIFETIME: time::Duration = time::Duration::days(3650);
@@ -278,152 +280,6 @@ impl Ca {
 
     fn random_serial(&self) -> Result<SerialNumber, rcgen::Error> {
         random_serial(&self.provider)
-    }
-}
-
-/// What a CA's name constraints permit.
-#[derive(Debug, PartialEq)]
-struct Permitted {
-    dns: Vec<String>,
-    /// Address and mask, four or sixteen bytes each.
-    ips: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-impl Permitted {
-    /// None where the certificate is unconstrained in DNS names or in addresses.
-    fn of(cert: &X509Certificate<'_>) -> Option<Self> {
-        let constraints =
-            cert.extensions()
-                .iter()
-                .find_map(|ext| match ext.parsed_extension() {
-                    ParsedExtension::NameConstraints(c) => Some(c),
-                    _ => None,
-                })?;
-        let mut this = Self {
-            dns: Vec::new(),
-            ips: Vec::new(),
-        };
-        for subtree in constraints.permitted_subtrees.as_ref()? {
-            match &subtree.base {
-                GeneralName::DNSName(name) => this.dns.push(name.to_ascii_lowercase()),
-                GeneralName::IPAddress(bytes) if bytes.len() == 8 || bytes.len() == 32 => {
-                    let (address, mask) = bytes.split_at(bytes.len() / 2);
-                    this.ips.push((address.to_vec(), mask.to_vec()));
-                }
-                _ => {}
-            }
-        }
-        (!this.dns.is_empty() && !this.ips.is_empty()).then_some(this)
-    }
-
-    fn covers(&self, name: &HostName) -> bool {
-        match name.ip() {
-            Some(ip) => {
-                let bytes = match ip {
-                    IpAddr::V4(ip) => ip.octets().to_vec(),
-                    IpAddr::V6(ip) => ip.octets().to_vec(),
-                };
-                self.ips.iter().any(|(address, mask)| {
-                    address.len() == bytes.len()
-                        && (0..bytes.len()).all(|i| bytes[i] & mask[i] == address[i] & mask[i])
-                })
-            }
-            None => self.dns.iter().any(|base| {
-                name.as_str()
-                    .strip_suffix(base.trim_start_matches('.'))
-                    .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-            }),
-        }
-    }
-}
-
-/// The CA's files, locked against another process that would make them at the same time.
-struct Files {
-    dir: PathBuf,
-    key: PathBuf,
-    cert: PathBuf,
-    _lock: fs::File,
-}
-
-impl Files {
-    fn lock(data_dir: &Path) -> Result<Self, Exit> {
-        let dir = data_dir.join("ca");
-        let broken = |what: &str, e: io::Error| {
-            Exit::usage(format!(
-                "data_dir: {}: {what}: {e}; name a folder you can write to with --data-dir",
-                dir.display()
-            ))
-        };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)
-            .map_err(|e| broken("cannot be made", e))?;
-        let lock = fs::File::open(&dir).map_err(|e| broken("cannot be opened", e))?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
-            .map_err(|e| broken("cannot be locked", e.into()))?;
-        Ok(Self {
-            key: dir.join("ca.key"),
-            cert: dir.join("ca.pem"),
-            dir,
-            _lock: lock,
-        })
-    }
-
-    fn issue(&self, key: &KeyPair, names: &[HostName], common_name: &str) -> Result<(), Exit> {
-        let cert = root_params(names, common_name)
-            .and_then(|params| params.self_signed(key))
-            .map_err(|e| Exit::failed(format!("the CA's certificate cannot be made: {e}")))?;
-        self.write(&self.cert, &cert.pem(), 0o644)
-    }
-
-    fn write(&self, path: &Path, text: &str, mode: u32) -> Result<(), Exit> {
-        write_atomically(path, text.as_bytes(), mode).map_err(|e| {
-            Exit::usage(format!(
-                "data_dir: {} cannot be written: {e}; make room or name another folder with --data-dir",
-                path.display()
-            ))
-        })
-    }
-
-    fn read_key(&self) -> Result<KeyPair, Exit> {
-        let bad = |why: String| {
-            Exit::usage(format!(
-                "CA key {}: {why}; remove the `ca` folder for a new CA (its users must trust it anew)",
-                self.key.display()
-            ))
-        };
-        let pem = fs::read_to_string(&self.key).map_err(|e| bad(e.to_string()))?;
-        KeyPair::from_pem(&pem).map_err(|e| bad(e.to_string()))
-    }
-
-    fn read_cert(&self) -> Result<(String, CertificateDer<'static>), Exit> {
-        let bad = |why: String| {
-            Exit::usage(format!(
-                "CA certificate {}: {why}; run `larder ca renew` to issue it again",
-                self.cert.display()
-            ))
-        };
-        let pem = fs::read_to_string(&self.cert).map_err(|e| bad(e.to_string()))?;
-        let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| bad(e.to_string()))?;
-        Ok((pem, der))
-    }
-
-    /// Takes the key out of the reach of other users where something (a copy, say) put it there.
-    fn tighten(&self) -> Result<(), Exit> {
-        for (path, mode) in [(&self.dir, 0o700), (&self.key, 0o600)] {
-            let loose = fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o077 != 0);
-            if loose {
-                tracing::warn!(path = %path.display(), "was open to other users; closed it");
-                fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(|e| {
-                    Exit::usage(format!(
-                        "data_dir: {} is open to other users and cannot be closed: {e}; chmod it to {mode:o}",
-                        path.display()
-                    ))
-                })?;
-            }
-        }
-        Ok(())
     }
 }
 

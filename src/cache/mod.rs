@@ -8,6 +8,7 @@ pub mod expect;
 pub mod explain;
 pub mod fill;
 pub mod follower;
+mod head;
 pub mod metadata;
 pub mod mirror;
 pub mod services;
@@ -19,20 +20,19 @@ mod writer;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
-use hyper::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
-use hyper::{Method, StatusCode};
+use hyper::header::HeaderMap;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use url::Url;
+
+pub use head::HeadOnly;
 
 use crate::config::{Authority, Republished};
 use crate::digest::Digest;
 use crate::error::{Error, Kind as ErrorKind};
 use crate::store::{Held, Record, Store};
 use crate::upstream::download::{Download, Opened, Source};
-use crate::upstream::{Ask, Upstream, shown_url};
+use crate::upstream::{Upstream, shown_url};
 use document::end_to_end;
 use expect::{Expected, Sources, Verdict};
 use fill::{Fill, FollowGuard, NoArchive, Orphans, Refusal};
@@ -44,8 +44,6 @@ use verdict::Terms;
 
 /// Blobs that are hashed again at once.
 const RECHECKS: usize = 2;
-/// For everything behind a HEAD of an archive that is not held.
-const HEAD_DEADLINE: Duration = Duration::from_secs(7);
 
 /// The cache of one data dir.
 pub struct Cache {
@@ -86,16 +84,6 @@ pub struct Passing {
     /// Whether a signature is known to be bad
     pub bad_signature: bool,
     pub direct: Direct,
-}
-
-/// The answer to HEAD.
-pub enum HeadOnly {
-    Held(Held),
-    Upstream {
-        status: StatusCode,
-        length: Option<u64>,
-        headers: HeaderMap,
-    },
 }
 
 impl Cache {
@@ -205,77 +193,6 @@ impl Cache {
             private: true,
         };
         self.pass(source, self.terms(url, None)).await
-    }
-
-    /// What HEAD should say, without a download.
-    pub async fn archive_head(
-        self: &Arc<Self>,
-        url: &Url,
-        headers: HeaderMap,
-    ) -> Result<HeadOnly, Error> {
-        let deadline = Instant::now() + HEAD_DEADLINE;
-        let key = url_key(url);
-        let digest = self.settled(url).await?;
-        self.gate(url, digest, &HeaderMap::new()).await?;
-        if let Some(held) = self.held(digest, &key, url).await {
-            self.admit_held(url, &held).await?;
-            return Ok(HeadOnly::Held(held));
-        }
-        if self.upstream.is_offline(url) {
-            return Err(offline(url));
-        }
-        let running = running(&self.lock(), &key, digest, url).cloned();
-        if let Some(head) = running.and_then(|fill| fill.state().borrow().head.clone()) {
-            return Ok(HeadOnly::Upstream {
-                status: StatusCode::OK,
-                length: head.length,
-                headers: head.headers.clone(),
-            });
-        }
-        let head = self.ask_head(url, headers, deadline).await?;
-        if let HeadOnly::Upstream {
-            status, headers, ..
-        } = &head
-            && status.is_success()
-        {
-            self.admit_archive(url, Some(headers)).await?;
-        }
-        Ok(head)
-    }
-
-    async fn ask_head(
-        &self,
-        url: &Url,
-        mut headers: HeaderMap,
-        deadline: Instant,
-    ) -> Result<HeadOnly, Error> {
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        let mut ask = Ask {
-            method: Method::HEAD,
-            url,
-            headers,
-            deadline,
-            patience: HEAD_DEADLINE,
-            follow: true,
-            purpose: "head",
-        };
-        let mut response = self.upstream.ask(&ask).await;
-        let refuses = |status: StatusCode| matches!(status.as_u16(), 400 | 403 | 405 | 501);
-        if response
-            .as_ref()
-            .is_ok_and(|response| refuses(response.status()))
-        {
-            // A presigned URL is signed for GET alone, and some servers know no HEAD. The body is
-            // not read: dropping it ends the transfer.
-            ask.method = Method::GET;
-            response = self.upstream.ask(&ask).await;
-        }
-        let response = response?;
-        Ok(HeadOnly::Upstream {
-            status: response.status(),
-            length: crate::upstream::download::length(response.headers()),
-            headers: end_to_end(response.headers()),
-        })
     }
 
     /// A held blob, found right since the start and unchanged; a rotten one is removed.

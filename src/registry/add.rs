@@ -10,9 +10,10 @@ use serde_json::json;
 use zip::ZipArchive;
 
 use super::folder::{Folder, hash, open};
-use super::releases::{
-    KEYS, Part, fits, is_protocol, is_provider_part, listed, part_of, protocols_in, public_keys,
+use super::layout::{
+    Part, fits, is_protocol, is_provider_part, listed, part_of, protocols_in, public_keys,
 };
+use super::releases::KEYS;
 use crate::terraform::dirhash;
 use crate::terraform::own::ArchiveName;
 use crate::terraform::signature::Tier;

@@ -5,6 +5,7 @@
 pub mod add;
 pub mod folder;
 pub mod key;
+pub mod layout;
 mod protocol;
 pub mod releases;
 

@@ -21,7 +21,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::folder::{Folder, Look};
 use super::key::{SigningKey, id_of};
-use super::releases::{Archive, Packed, Release, Releases, part_of};
+use super::layout::part_of;
+use super::releases::{Archive, Packed, Release, Releases};
 use super::{BUFFER, Registry};
 use crate::digest::Digest;
 use crate::terraform::own::{ArchiveName, is_part, is_version};
