@@ -3,6 +3,7 @@
 //! that its archives are verified, kept, listed and ruled like all others.
 
 pub mod add;
+mod documents;
 pub mod folder;
 pub mod key;
 pub mod layout;

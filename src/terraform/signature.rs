@@ -156,7 +156,7 @@ impl Keyring {
 
     /// The official key of that fingerprint, armored.
     pub fn armored(&self, of: &str) -> Option<String> {
-        let key = self.official.iter().find(|key| fingerprint(*key) == of)?;
+        let key = self.official.iter().find(|key| fingerprint(key) == of)?;
         key.to_armored_string(ArmorOptions::default()).ok()
     }
 
