@@ -272,7 +272,7 @@ fn from_json(
             }
             value => {
                 if set.insert(name.clone()) {
-                    let _ = writeln!(text, "{name} = {}", hcl(&value));
+                    let _ = writeln!(text, "{} = {}", word(&name), hcl(&value));
                 }
             }
         }
@@ -291,7 +291,7 @@ fn methods(value: &Value, text: &mut String) {
                     body => std::slice::from_ref(body),
                 };
                 for body in bodies {
-                    let _ = writeln!(text, "  {method} {}", body_of(body));
+                    let _ = writeln!(text, "  {} {}", word(method), body_of(body));
                 }
             }
         }
@@ -322,6 +322,15 @@ fn hcl(value: &Value) -> String {
         Value::String(text) => quoted(text),
         Value::Null => "\"\"".into(),
         value => value.to_string(),
+    }
+}
+
+/// A name as it is, or quoted where it has other letters than names have.
+fn word(name: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    match !name.is_empty() && name.chars().all(plain) {
+        true => name.to_owned(),
+        false => quoted(name),
     }
 }
 
@@ -394,6 +403,10 @@ END
             assert!(kept.contains(part), "{part}: {kept}");
         }
         assert!(!kept.contains("gone"), "{kept}");
+        let odd = r#"{"a/*b":1,"provider_installation":{"x } y":{}}}"#;
+        let odd = carried(odd, &mut HashSet::new(), |_, _| false).unwrap();
+        let again = carried(&odd, &mut HashSet::new(), |_, _| false);
+        assert_eq!(again.as_deref(), Ok(&*odd));
     }
 
     #[test]
