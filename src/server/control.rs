@@ -21,6 +21,8 @@ use crate::config::Wish;
 use crate::error::{Error, Kind};
 
 const BODY_LIMIT: usize = 64 << 10;
+/// For files that are new in private registries.
+const LOOKING: Duration = Duration::from_secs(3);
 
 /// What `larder gc` asks for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -40,10 +42,7 @@ pub async fn answer(peer: &Peer, request: Request<Incoming>) -> Answer {
     let path = parts.uri.path();
     let outcome = match (&parts.method, path) {
         (&Method::POST, "/api/v1/gc") => gc(server, body).await,
-        (&Method::GET, "/api/v1/registries") => {
-            let surveys: Vec<_> = server.registries.iter().map(|one| one.survey()).collect();
-            Ok(Answer::json(StatusCode::OK, &serde_json::json!(surveys)))
-        }
+        (&Method::GET, "/api/v1/registries") => Ok(registries(server).await),
         (method, _) => match (method, path.strip_prefix("/api/v1/runs/")) {
             (&Method::POST, Some(id)) => lease(server, id, body).await,
             (&Method::GET, Some(id)) => summary(server, id).await,
@@ -76,6 +75,18 @@ async fn gc(server: &Server, body: Incoming) -> Result<Answer, Error> {
         .await
         .map_err(|e| Error::new(Kind::Internal, e.to_string()))?;
     Ok(Answer::json(StatusCode::OK, &serde_json::json!(freed)))
+}
+
+/// What is wrong in the private registries, after a look at what is new, if that is not long.
+async fn registries(server: &Server) -> Answer {
+    let looks = server.registries.iter().map(|one| {
+        let one = one.clone();
+        tokio::task::spawn_blocking(move || one.folder.survey(&one.host))
+    });
+    let looking = futures_util::future::join_all(looks);
+    let _ = tokio::time::timeout(LOOKING, looking).await;
+    let surveys: Vec<_> = server.registries.iter().map(|one| one.survey()).collect();
+    Answer::json(StatusCode::OK, &serde_json::json!(surveys))
 }
 
 /// A body of JSON.
