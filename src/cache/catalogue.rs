@@ -189,8 +189,15 @@ impl Inner {
         let documents: Vec<_> = self.documents.clone().into_iter().collect();
         for (document, (registry, download)) in documents {
             let mut download = Download::clone(&download);
+            let told = token(&download.archive);
             download.archive = self.scoped(&registry, &download.archive);
+            let named = Named {
+                url: download.archive.clone(),
+                kind: Kind::Archive,
+            };
             self.add(&document, &registry, &Arc::new(download));
+            // Clients may have been told the path before.
+            self.named.insert((registry, told), named);
         }
     }
 

@@ -38,6 +38,7 @@ use expect::{Expected, Sources, Verdict};
 use fill::{Fill, FollowGuard, NoArchive, Orphans, Refusal};
 use follower::Direct;
 use metadata::{Bounds, Metadata, offline};
+use services::Hosts;
 use sightings::Sightings;
 use trust::Judge;
 use verdict::Terms;
@@ -57,6 +58,7 @@ pub struct Cache {
     fill_limit: usize,
     orphans: Arc<Orphans>,
     rechecks: Arc<Semaphore>,
+    hosts: Hosts,
 }
 
 /// Where an archive's bytes come from.
@@ -94,6 +96,7 @@ impl Cache {
         judge: Arc<Judge>,
         sightings: Sightings,
         fill_limit: usize,
+        hosts: Hosts,
     ) -> Arc<Self> {
         Arc::new(Self {
             sightings: Arc::new(sightings),
@@ -105,6 +108,7 @@ impl Cache {
             fill_limit,
             orphans: Arc::default(),
             rechecks: Arc::new(Semaphore::new(RECHECKS)),
+            hosts,
         })
     }
 
@@ -116,6 +120,7 @@ impl Cache {
         judge: Arc<Judge>,
         (bounds, trusted): (Bounds, HashSet<String>),
         fill_limit: usize,
+        hosts: Hosts,
     ) -> Arc<Self> {
         let metadata = self.metadata.renewed(upstream.clone(), bounds, trusted);
         Arc::new(Self {
@@ -128,6 +133,7 @@ impl Cache {
             fill_limit,
             orphans: self.orphans.clone(),
             rechecks: self.rechecks.clone(),
+            hosts,
         })
     }
 

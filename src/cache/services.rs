@@ -9,13 +9,29 @@ use url::Url;
 use super::Cache;
 use super::document::Document;
 use super::metadata::{Answer, Wish};
-use crate::config::Authority;
+use crate::config::{Authority, Tunnels};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::terraform::address::Subject;
 use crate::terraform::own::Service;
 use crate::terraform::registry::service_url;
 use crate::terraform::route::Kind;
 use crate::upstream::{is_redirect, shown_url};
+
+/// Which hosts may be asked because a document or a client names them.
+#[derive(Clone, Debug, Default)]
+pub struct Hosts {
+    pub mirrors: Tunnels,
+    pub tunnels: Tunnels,
+    pub intercepted: Vec<Authority>,
+}
+
+impl Hosts {
+    pub fn permit(&self, host: &Authority) -> bool {
+        let tunnelled = self.tunnels.permits(host) || self.mirrors.names(host);
+        let intercepted = self.intercepted.contains(host);
+        self.mirrors.permits(host) && (intercepted || tunnelled)
+    }
+}
 
 /// As many as Terraform follows.
 const REDIRECTS: usize = 3;
@@ -37,11 +53,30 @@ impl Cache {
             return Err(none());
         }
         match service_url(&base, &document.body, service.id()) {
-            Ok(url) => url.ok_or_else(none),
+            Ok(url) => {
+                let url = url.ok_or_else(none)?;
+                self.permit(host, &url)?;
+                Ok(url)
+            }
             Err(why) => Err(Error::new(
                 ErrorKind::Nonsense,
                 format!("{}: {why}; tell who runs it", shown_url(&base)),
             )),
+        }
+    }
+
+    /// Whether `host` may lead larder to `url`.
+    fn permit(&self, host: &Authority, url: &Url) -> Result<(), Error> {
+        let there = Authority::of(url).filter(|there| there != host);
+        match there {
+            Some(there) if !self.hosts.permit(&there) => Err(Error::new(
+                ErrorKind::Denied,
+                format!(
+                    "{host} leads to {there}, which is not asked for others (config keys `mirror_hosts`, `tunnel`){}",
+                    self.sources().judge.policy.whom_to_ask()
+                ),
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -103,7 +138,10 @@ impl Cache {
             let location = document.headers.get(LOCATION);
             let next = location.and_then(|to| url.join(to.to_str().ok()?).ok());
             match next.filter(|next| next.scheme() == "https") {
-                Some(next) => url = next,
+                Some(next) => {
+                    self.permit(host, &next)?;
+                    url = next;
+                }
                 None => break,
             }
         }

@@ -334,7 +334,7 @@ impl Sources {
     ) -> Result<Arc<Document>, String> {
         let key = url_key(url);
         let held = self.metadata.held(&key).await;
-        let good = held.filter(|held| held.status == StatusCode::OK);
+        let good = held.filter(|held| held.status == StatusCode::OK && held.kind == kind);
         if let Some(good) = good.filter(|_| !ask || !self.metadata.is_doubted(&key)) {
             return Ok(good);
         }

@@ -104,7 +104,7 @@ fn renew(data_dir: &Path, names: &[HostName], root: &Path) -> Result<(), Exit> {
     eprintln!("larder: renewed; what is next:");
     if let Some(running) = instance::find(data_dir) {
         eprintln!(
-            "larder: process {} serves with the old certificate until it is started again",
+            "larder: process {} serves with the old certificate until it is reloaded (kill -HUP) or started again",
             running.pid
         );
     }

@@ -212,6 +212,7 @@ fn peek(config: &Config) -> Result<Arc<Cache>, Exit> {
         judge,
         Sightings::peek(&config.data_dir),
         0,
+        Default::default(),
     ))
 }
 

@@ -14,6 +14,7 @@ use tokio_rustls::TlsConnector;
 use crate::ca::{Ca, bundle};
 use crate::cache::Cache;
 use crate::cache::metadata::{Bounds, Metadata};
+use crate::cache::services::Hosts;
 use crate::cache::sightings::Sightings;
 use crate::cache::trust::Judge;
 use crate::config::{Authority, Cidr, CommonArgs, Config, HostName, NoProxy, Parent, ServeArgs};
@@ -99,6 +100,7 @@ async fn serve(
         judge,
         Sightings::new(&config.data_dir),
         config.limits.fills,
+        hosts(&config),
     );
     let (token, login) = (random()?, format!("larder:{}", random()?));
     announce(instance, &config, &addrs, &token, &login)?;
@@ -158,14 +160,20 @@ fn reload(
             .find(|known| known.is_same(registry));
         match known {
             // What it knows of its files is still true.
-            Some(known) => *registry = known.clone(),
-            None => Registry::watch(registry),
+            Some(known) if config.trusted_keys == server.config.trusted_keys => {
+                *registry = known.clone();
+            }
+            _ => Registry::watch(registry),
         }
     }
     let upstream = Arc::new(upstream(&config, addrs.to_vec(), locals(&registries))?);
     let documents = (bounds(&config), config.trusted_registries());
-    let fills = config.limits.fills;
-    let cache = server.cache.renewed(upstream, judge, documents, fills);
+    let (fills, hosts) = (config.limits.fills, hosts(&config));
+    // Made last: from then on documents count by the new configuration.
+    let cache = || {
+        let cache = &server.cache;
+        cache.renewed(upstream, judge, documents, fills, hosts)
+    };
     let known = config.htpasswd.is_some().then(|| login.to_owned());
     server.renew(config.clone(), ca, cache, registries, known)?;
     if let Some(bytes) = config
@@ -236,6 +244,14 @@ fn judge(config: &Config) -> Result<Arc<Judge>, Exit> {
     let keyring = super::keyring(config)?;
     let policy = config.policy.clone();
     Ok(Arc::new(Judge::new(policy, config.republished, keyring)))
+}
+
+fn hosts(config: &Config) -> Hosts {
+    Hosts {
+        mirrors: config.mirror_hosts.clone(),
+        tunnels: config.tunnels.clone(),
+        intercepted: config.intercept.clone(),
+    }
 }
 
 fn bounds(config: &Config) -> Bounds {

@@ -8,6 +8,7 @@ use std::io::{self, BufReader, Read};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use flate2::read::MultiGzDecoder;
 use moka::sync::Cache;
@@ -24,6 +25,10 @@ const REMEMBERED: usize = 200_000;
 const SMALL: u64 = 16 << 20;
 const JUDGEMENTS: u64 = 10_000;
 const BUFFER: usize = 256 << 10;
+/// What could not be read is passed over for so long, and tried again after so long: others must not
+/// wait for it.
+const FAULT: Duration = Duration::from_secs(60);
+const FAULT_AGAIN: Duration = Duration::from_secs(2);
 /// What a module may unpack to.
 const UNPACKED: u64 = 16 << 30;
 
@@ -35,6 +40,8 @@ pub struct Folder {
     memory: Mutex<HashMap<PathBuf, (Stamp, Checked)>>,
     /// Files that are being read
     busy: Mutex<HashSet<PathBuf>>,
+    /// Files that could not be read, or are being written, and when that was found
+    faults: Mutex<HashMap<PathBuf, (Instant, String)>>,
     /// What is wrong with it, by path
     problems: Mutex<BTreeMap<PathBuf, String>>,
     pub(super) keyring: Arc<Keyring>,
@@ -101,6 +108,7 @@ impl Folder {
             memory_file,
             memory: Mutex::new(known.unwrap_or_default()),
             busy: Mutex::default(),
+            faults: Mutex::default(),
             problems: Mutex::default(),
             judgements: Cache::new(JUDGEMENTS),
             keyring,
@@ -175,7 +183,15 @@ impl Folder {
         look: &Look,
         whole: impl FnOnce(&Path) -> Result<(), String>,
     ) -> Result<Digest, Refusal> {
-        let unreadable = |e: io::Error| Refusal::Wrong(format!("cannot be read: {e}"));
+        let fault = |why: String| {
+            let mut faults = lock(&self.faults);
+            if faults.len() >= FILES {
+                faults.clear();
+            }
+            faults.insert(path.to_owned(), (Instant::now(), why.clone()));
+            Refusal::Wrong(why)
+        };
+        let unreadable = |e: io::Error| fault(format!("cannot be read: {e}"));
         let real = self.resolve(path).ok_or(Refusal::Told)?;
         let stamp = Stamp::of(&real).map_err(unreadable)?;
         let known = lock(&self.memory).get(path).cloned();
@@ -186,6 +202,13 @@ impl Folder {
                 return checked.verdict();
             }
             _ => {}
+        }
+        let faulty = lock(&self.faults).get(path).cloned();
+        if let Some((since, why)) = faulty {
+            let patience = if look.only_known { FAULT } else { FAULT_AGAIN };
+            if since.elapsed() < patience {
+                return Err(Refusal::Wrong(why));
+            }
         }
         if look.only_known {
             look.pending.set(true);
@@ -201,10 +224,9 @@ impl Folder {
             wrong: whole(&real).err(),
         };
         if Stamp::of(&real).ok() != Some(stamp) {
-            return Err(Refusal::Wrong(
-                "is being written; it is looked at again".into(),
-            ));
+            return Err(fault("is being written; it is looked at again".into()));
         }
+        lock(&self.faults).remove(path);
         let mut memory = lock(&self.memory);
         if memory.len() >= REMEMBERED {
             memory.clear();

@@ -123,7 +123,8 @@ impl Registry {
             })
             .await;
         match found {
-            (releases, None) if releases.is_empty() && pending => Err(Nothing::Pending),
+            // A list without the newest would be taken for all there is.
+            _ if pending => Err(Nothing::Pending),
             (releases, None) if releases.is_empty() => Err(Nothing::None),
             (releases, Some(written)) if releases.is_empty() => Ok(document(written)),
             (releases, written) => {
@@ -237,6 +238,7 @@ impl Registry {
             return Err(nothing());
         }
         match *rest {
+            ["versions"] if pending => Err(Nothing::Pending),
             ["versions"] => {
                 let all = versions.keys().map(|version| json!({ "version": version }));
                 let all: Vec<Value> = all.collect();

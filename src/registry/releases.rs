@@ -261,8 +261,9 @@ impl Folder {
                     release.archives.push(Archive { name, digest });
                 }
                 Err(Refusal::Wrong(why)) => self.refuse(&path, why),
-                // A release is shown whole: what is computed over it must not change in a moment.
-                Err(Refusal::Pending) => return Release::default(),
+                // Where sums are computed, a release is shown whole: they must not change in a moment.
+                Err(Refusal::Pending) if release.sums.is_none() => return Release::default(),
+                Err(Refusal::Pending) => {}
                 Err(Refusal::Told) => {}
             }
         }

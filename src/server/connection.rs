@@ -67,6 +67,8 @@ pub struct Peer {
     pub certified: bool,
     /// Whether it came by TLS to larder's own name
     pub tls: bool,
+    /// Whether it said who it is, where that is asked for
+    pub identified: bool,
     /// Where it was going, if the kernel redirected it here
     pub redirected: Option<SocketAddr>,
 }
@@ -89,6 +91,7 @@ pub async fn handle(
         standing: entrance.server.access.standing(addr.ip()),
         certified: false,
         tls: false,
+        identified: false,
         redirected: original_destination(&stream),
         entrance,
     };
@@ -353,6 +356,10 @@ async fn serve(peer: Peer, stream: impl Stream, role: Role) {
 async fn dispatch(peer: Peer, role: Role, request: Request<Incoming>) -> Response<Body> {
     match role {
         _ if peer.standing == Standing::Stranger => proxy::turn_away(&peer, &request),
+        // Since it began, users have come to be asked for.
+        Role::Origin(_) if !peer.identified && !peer.entrance.server.access.is_open() => {
+            proxy::ask_anew(&peer, &request)
+        }
         Role::Front => proxy::answer(peer, request, true).await,
         Role::Pages => proxy::answer(peer, request, false).await,
         Role::Origin(authority) => origin::answer(peer, authority, request).await,

@@ -101,12 +101,13 @@ impl Server {
         &self,
         config: Config,
         mut ca: Ca,
-        cache: Arc<Cache>,
+        cache: impl FnOnce() -> Arc<Cache>,
         registries: Vec<Arc<Registry>>,
         login: Option<String>,
     ) -> Result<Arc<Self>, Exit> {
         let access = self.access.renewed(&config, login)?;
         prepare(&mut ca, &config)?;
+        let cache = cache();
         let this = Arc::new(Self {
             access: Arc::new(access),
             shared: self.shared.clone(),

@@ -46,6 +46,14 @@ pub fn turn_away(peer: &Peer, request: &Request<Incoming>) -> Response<Body> {
     trace.send(Answer::error(&error).with_reason(&error))
 }
 
+/// Ends a connection whose client has yet to say who it is.
+pub fn ask_anew(peer: &Peer, request: &Request<Incoming>) -> Response<Body> {
+    let trace = Trace::begin(peer, request.method(), "?".to_owned());
+    let words = "this proxy asks who its clients are by now; open a connection anew";
+    let error = Error::new(Kind::Denied, words);
+    trace.send(Answer::error(&error).with_reason(&error))
+}
+
 async fn own_page(peer: Peer, request: Request<Incoming>) -> Response<Body> {
     let shown = format!("larder:{}", request.uri().path());
     let trace = Trace::begin(&peer, request.method(), shown);
@@ -155,6 +163,8 @@ async fn connect(peer: Peer, request: Request<Incoming>, may_connect: bool) -> R
             return refuse(trace, &Error::new(Kind::Denied, words));
         }
         trace.log("intercept", 200, 0);
+        let identified = !server.access.is_open();
+        let peer = Peer { identified, ..peer };
         return upgrade(peer, request, |peer, io| intercept(peer, io, authority));
     }
     let reached = async {

@@ -47,6 +47,21 @@ impl Kind {
     }
 }
 
+/// Whether a path that is a document of one kind is asked for as another: what a registry says is at
+/// some URL must not stand for what the protocols say.
+pub fn is_mistaken(path: &str, wanted: Kind) -> bool {
+    let named = route(path);
+    let fixed = matches!(
+        named,
+        Kind::Discovery
+            | Kind::VersionList
+            | Kind::Download
+            | Kind::ModuleVersions
+            | Kind::ReleaseIndex
+    );
+    fixed && named != wanted
+}
+
 const ARCHIVE_ENDINGS: [&str; 17] = [
     ".zip",
     ".tar.gz",
@@ -244,6 +259,15 @@ mod tests {
         ] {
             assert_eq!(route(path), kind, "{path}");
         }
+    }
+
+    #[test]
+    fn a_document_of_the_protocols_is_nothing_else() {
+        let list = "/v1/providers/a/b/versions";
+        assert!(is_mistaken(list, Kind::Signature) && is_mistaken(list, Kind::ModuleVersions));
+        assert!(!is_mistaken(list, Kind::VersionList));
+        assert!(!is_mistaken("/v1/p/a/b/versions", Kind::VersionList));
+        assert!(!is_mistaken("/files/checksums.txt", Kind::Sums));
     }
 
     #[test]

@@ -44,34 +44,32 @@ pub struct Dialer {
 #[derive(Clone, Copy)]
 struct Guard<'a> {
     reach: Reach,
-    listed: &'a Tunnels,
+    /// By any of which it may be listed
+    listed: [&'a Tunnels; 2],
 }
 
 impl Dialer {
     /// A connection to where `asked` leads, past the guard.
     pub async fn dial(&self, asked: &Authority) -> Result<Dialled, Error> {
-        self.dial_to(asked, None, &self.listed).await
+        self.dial_to(asked, None, [&self.listed; 2]).await
     }
 
     /// The same for a fetch of larder's own: registries that are asked by name may be listed.
     pub async fn dial_origin(&self, asked: &Authority) -> Result<Dialled, Error> {
-        let listed = match self.mirrors.names(asked) {
-            true => &self.mirrors,
-            false => &self.listed,
-        };
-        self.dial_to(asked, None, listed).await
+        self.dial_to(asked, None, [&self.listed, &self.mirrors])
+            .await
     }
 
     /// A connection to `at`, where a client was on its way to `asked` when the kernel sent it here.
     pub async fn dial_at(&self, asked: &Authority, at: SocketAddr) -> Result<Dialled, Error> {
-        self.dial_to(asked, Some(at), &self.listed).await
+        self.dial_to(asked, Some(at), [&self.listed; 2]).await
     }
 
     async fn dial_to(
         &self,
         asked: &Authority,
         at: Option<SocketAddr>,
-        listed: &Tunnels,
+        listed: [&Tunnels; 2],
     ) -> Result<Dialled, Error> {
         if self.offline {
             return Err(Error::new(
@@ -117,7 +115,7 @@ impl Dialer {
             Reach::LikeTheUser => asked.port != 25,
             Reach::PublicOnly => asked.port == 443,
         };
-        match allowed || guard.listed.lists_port(asked) {
+        match allowed || guard.listed.iter().any(|l| l.lists_port(asked)) {
             true => Ok(()),
             false => Err(Error::new(
                 Kind::Denied,
@@ -137,7 +135,7 @@ impl Dialer {
         &self,
         asked: &Authority,
         at: Option<SocketAddr>,
-        listed: &Tunnels,
+        listed: [&Tunnels; 2],
     ) -> Result<Dialled, Error> {
         if let Some(target) = self.overridden(asked) {
             return Ok(Box::new(self.connect(asked, &target, None).await?));
@@ -254,7 +252,9 @@ impl Dialer {
 
     fn judge(asked: &Authority, ip: IpAddr, guard: Guard<'_>) -> Result<(), Error> {
         match judge(ip, guard.reach) {
-            Err(what) if !guard.listed.lists(asked, ip) => Err(prohibited(asked, ip, what)),
+            Err(what) if !guard.listed.iter().any(|l| l.lists(asked, ip)) => {
+                Err(prohibited(asked, ip, what))
+            }
             _ => Ok(()),
         }
     }

@@ -574,3 +574,76 @@ async fn a_seal_stays_good_for_what_clients_make_of_a_modules_address() {
         401
     );
 }
+
+/// A registry's own documents are what the protocols say they are, whoever leads larder to them.
+#[tokio::test]
+async fn no_other_host_makes_something_else_of_a_registrys_documents() {
+    let upstream = Upstream::start();
+    let release = Release::new("hashicorp", "null", "3.2.1");
+    release.publish(&upstream);
+    let services =
+        format!(r#"{{"providers.v1":"/v1/providers/","modules.v1":"https://{TERRAFORM}/v1/"}}"#);
+    upstream.route(
+        ELSEWHERE,
+        "/.well-known/terraform.json",
+        Reply::json(services),
+    );
+    let mut lie = release.document("linux_amd64");
+    lie["shasums_signature_url"] = release.versions_url().into();
+    let path = "/v1/providers/x/y/1.0.0/download/linux/amd64";
+    upstream.route(ELSEWHERE, path, registry_json(&lie));
+    let setup = Setup::new(&upstream).config("deny = [\"hashicorp/null\"]\n");
+    let larder = setup.start().await;
+    let client = larder.client();
+    let base = format!("/registry/{ELSEWHERE}/v1/modules/providers/hashicorp/null");
+    for rest in ["3.2.1/download/linux/amd64", "versions"] {
+        let got = client.page(&format!("{base}/{rest}")).await;
+        assert!(matches!(got.status, 403 | 404), "{rest}: {}", got.status);
+    }
+    // What names it as a signature gets none.
+    let page = format!("/registry/{ELSEWHERE}{path}");
+    let document = client.page(&page).await;
+    if document.status == 200 {
+        let url = document.json()["shasums_signature_url"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let own = url
+            .strip_prefix(&format!("http://{}", larder.addr))
+            .unwrap();
+        assert!(!client.page(own).await.succeeded() || client.page(own).await.status >= 400);
+    }
+    assert_eq!(client.get(&release.versions_url()).await.status, 451);
+    assert_eq!(client.get(&release.document_url()).await.status, 403);
+}
+
+#[tokio::test]
+async fn a_host_that_may_be_asked_leads_to_no_other() {
+    let upstream = Upstream::start();
+    let release = Release::new("hashicorp", "null", "3.2.1").on(OPENTOFU, Home::Releases);
+    release.publish(&upstream);
+    let there = format!("https://{OPENTOFU}/v1/providers/");
+    let services = format!(r#"{{"providers.v1":"{there}"}}"#);
+    upstream.route(
+        ELSEWHERE,
+        "/.well-known/terraform.json",
+        Reply::json(services),
+    );
+    upstream.route(
+        GITHUB,
+        "/.well-known/terraform.json",
+        Reply::redirect(&format!("https://{OPENTOFU}/.well-known/terraform.json")),
+    );
+    let rules = format!("mirror_hosts = [\"{ELSEWHERE}\", \"{GITHUB}\"]\n");
+    let larder = Setup::new(&upstream).config(&rules).start().await;
+    for host in [ELSEWHERE, GITHUB] {
+        for page in [
+            format!("/registry/{host}/v1/providers/hashicorp/null/versions"),
+            format!("/mirror/{host}/hashicorp/null/index.json"),
+        ] {
+            let refused = larder.client().page(&page).await;
+            assert_eq!(refused.status, 403, "{page}: {}", refused.text());
+        }
+    }
+    assert_eq!(upstream.count(|seen| seen.host == OPENTOFU), 0);
+}

@@ -820,3 +820,22 @@ fn add_breaks_no_release_that_is_there_and_stays_within_the_folder() {
     let key = file("signer.asc", signer.public().armored.as_bytes());
     succeeded(&add(&corp, &["--namespace", "corp", &right, &good, &key]));
 }
+
+#[tokio::test]
+async fn what_cannot_be_read_holds_up_nothing_else() {
+    let upstream = Upstream::start();
+    let corp = Corp::new(&upstream);
+    let zip = corp.release("thing", "1.0.0");
+    let other = archive_path("thing", "1.0.0", "darwin_arm64");
+    // A folder that cannot be read as a file is as unreadable for root as for anybody.
+    std::fs::create_dir_all(corp.dir.join(&other)).unwrap();
+    let larder = corp.setup.start().await;
+    let client = larder.client();
+    let list = client.get(&url(VERSIONS)).await.json();
+    assert_eq!(list["versions"].as_array().unwrap().len(), 1);
+    let document = client.get(&url(DOWNLOAD)).await.json();
+    assert_eq!(document["shasum"], sha256(&zip));
+    larder.logs(&["darwin_arm64", "no file"]).await;
+    let missing = DOWNLOAD.replace("linux/amd64", "darwin/arm64");
+    assert_eq!(client.get(&url(&missing)).await.status, 404);
+}

@@ -132,3 +132,30 @@ async fn users_and_addresses_change_too() {
     reloaded(&larder, 2).await;
     assert_eq!(client.connect(&authority).await.unwrap_err().status, 403);
 }
+
+#[tokio::test]
+async fn who_never_said_who_they_are_is_asked_when_users_come() {
+    let upstream = Upstream::start();
+    let release = Release::new("hashicorp", "null", "3.2.1");
+    release.publish(&upstream);
+    let setup = Setup::new(&upstream).config("");
+    let larder = setup.start().await;
+    let client = larder.client();
+    let mut old = client.open(TERRAFORM).await;
+    old.request("GET", TERRAFORM, &release.versions_path(), &[])
+        .await;
+    let (_, mut old) = old.answer("GET").await.unwrap().finish_and_keep().await;
+    let users = setup.path("htpasswd");
+    std::fs::write(
+        &users,
+        format!("ann:{}\n", bcrypt::hash("word", 4).unwrap()),
+    )
+    .unwrap();
+    setup
+        .clone()
+        .config(&format!("htpasswd = \"{}\"\n", users.display()));
+    reloaded(&larder, 1).await;
+    old.request("GET", TERRAFORM, &release.versions_path(), &[])
+        .await;
+    assert_eq!(old.answer("GET").await.unwrap().status, 403);
+}

@@ -24,7 +24,7 @@ use super::url_key;
 use crate::config::Authority;
 use crate::error::{Error, Exit, Kind as ErrorKind};
 use crate::telemetry::METRICS;
-use crate::terraform::route::Kind;
+use crate::terraform::route::{Kind, is_mistaken};
 use crate::terraform::sums::Sums;
 use crate::upstream::{Ask, Upstream, shown_url};
 
@@ -61,8 +61,8 @@ pub struct Metadata {
     doubted: Cache<String, ()>,
 }
 
-/// The document, and the version of Terraform or OpenTofu that asks
-type FlightKey = (String, Vec<u8>);
+/// The document, what it is asked for as, and the version of Terraform or OpenTofu that asks
+type FlightKey = (String, Kind, Vec<u8>);
 type Flight = Shared<BoxFuture<'static, Result<Fetched, Error>>>;
 
 #[derive(Clone)]
@@ -202,12 +202,16 @@ impl Metadata {
     /// When upstream fails and nothing is held.
     pub async fn get(self: &Arc<Self>, wish: &Wish) -> Result<Answer, Error> {
         let started = Instant::now();
+        if is_mistaken(wish.url.path(), wish.kind) {
+            return Err(nonsense(&wish.url, "is something else by its address"));
+        }
         let key = url_key(&wish.url);
         let accept = wish
             .headers
             .get(ACCEPT)
             .and_then(|value| value.to_str().ok());
-        let held = self.held(&key).await;
+        // What was kept as something else was checked as something else.
+        let held = self.held(&key).await.filter(|held| held.kind == wish.kind);
         let fits = |held: &Arc<Document>| held.answers(accept);
         let last_good = held.clone().filter(|held| held.status.is_success());
         if self.upstream.is_offline(&wish.url) {
@@ -394,7 +398,8 @@ impl Metadata {
     ) -> (Flight, bool) {
         // A registry may tell each version of its clients something else.
         let version = wish.headers.get(VERSION).map(HeaderValue::as_bytes);
-        let key = (key.to_owned(), version.unwrap_or_default().to_vec());
+        let version = version.unwrap_or_default().to_vec();
+        let key = (key.to_owned(), wish.kind, version);
         let mut flights = lock(&self.flights);
         if let Some(flight) = flights.get(&key) {
             return (flight.clone(), true);

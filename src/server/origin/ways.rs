@@ -19,7 +19,7 @@ use crate::server::connection::Peer;
 use crate::server::proxy::judge;
 use crate::server::respond::Answer;
 use crate::terraform::own::{RegistryPage, Service, registry_page, service_page};
-use crate::terraform::route::{Kind, check_path, route};
+use crate::terraform::route::{Kind, check_path, is_mistaken, route};
 use crate::upstream::no_body;
 
 /// What others wrote is no page of larder's, whatever it says it is.
@@ -110,6 +110,13 @@ async fn answer(
             let within = joined.filter(|url| url.as_str().starts_with(address.as_str()));
             let url = within.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such page"))?;
             base.service = Some((address, service.path()));
+            if is_mistaken(url.path(), kind.unwrap_or(Kind::Other)) {
+                let words = format!(
+                    "{host}: its {} lies where something else does",
+                    service.id()
+                );
+                return Err(Error::new(ErrorKind::NotFound, words));
+            }
             // A module's files are files, whatever they are called.
             let kind = kind.unwrap_or(match route(url.path()) {
                 Kind::Archive => Kind::Archive,
