@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 
 use super::access::{Place, Standing};
-use super::io::{Patient, Peeked, Recorded, Stream};
+use super::io::{Patient, Peeked, Stream};
 use super::leases::Whose;
 use super::respond::Body;
 use super::{Entrance, origin, proxy};
@@ -182,13 +182,17 @@ async fn intercept_inner(peer: Peer, stream: impl Stream, authority: Authority) 
 }
 
 /// Shakes hands for the CONNECT's host, or for whom the ClientHello names.
-async fn accept_tls(peer: Peer, stream: impl Stream, connect: Option<Authority>, role: Role) {
+async fn accept_tls<S: Stream>(
+    peer: Peer,
+    mut stream: Peeked<S>,
+    connect: Option<Authority>,
+    role: Role,
+) {
     let server = peer.entrance.server.clone();
     let mut draining = server.shared.draining.subscribe();
-    let stream = match peer.redirected {
-        Some(_) if connect.is_none() => Recorded::new(stream),
-        _ => Recorded::off(stream),
-    };
+    if peer.redirected.is_some() && connect.is_none() {
+        stream.record();
+    }
     let handshake = async {
         let mut start = LazyConfigAcceptor::new(Acceptor::default(), stream)
             .await
@@ -213,7 +217,7 @@ async fn accept_tls(peer: Peer, stream: impl Stream, connect: Option<Authority>,
             if let (Some(at), None) = (peer.redirected, &connect)
                 && chosen_is_none
             {
-                let hello = start.io.stop();
+                let hello = start.io.recorded();
                 return Some(Greeted::Through(at, named, hello, start.io));
             }
             tracing::info!(peer = %peer.addr, sni = ?named.map(|n| n.to_string()), connect = ?connect.map(|a| a.to_string()), "TLS for a name that is not served here; closed");
@@ -222,7 +226,7 @@ async fn accept_tls(peer: Peer, stream: impl Stream, connect: Option<Authority>,
             let _ = stream.shutdown().await;
             return None;
         };
-        start.io.stop();
+        start.io.recorded();
         let asks_clients = !matches!(role, Role::Origin(_));
         let tls = start.into_stream(config).await;
         if let Err(error) = &tls {
@@ -254,13 +258,9 @@ async fn accept_tls(peer: Peer, stream: impl Stream, connect: Option<Authority>,
 /// What came of a ClientHello.
 enum Greeted<S> {
     /// It is served here
-    Tls(
-        Box<tokio_rustls::server::TlsStream<Recorded<S>>>,
-        Role,
-        bool,
-    ),
+    Tls(Box<tokio_rustls::server::TlsStream<Peeked<S>>>, Role, bool),
     /// It is for somebody else: where it was going, whom it named, and its bytes
-    Through(SocketAddr, Option<HostName>, Vec<u8>, Recorded<S>),
+    Through(SocketAddr, Option<HostName>, Vec<u8>, Peeked<S>),
 }
 
 /// The name for the leaf, and whose requests come.

@@ -20,6 +20,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
 pub struct Peeked<S> {
     first: Option<u8>,
     inner: S,
+    /// What was read since it is recorded
+    record: Option<Vec<u8>>,
 }
 
 impl<S: Stream> Peeked<S> {
@@ -31,8 +33,19 @@ impl<S: Stream> Peeked<S> {
             _ => Some(Self {
                 first: Some(byte[0]),
                 inner,
+                record: None,
             }),
         })
+    }
+
+    /// Remembers what is read from here on.
+    pub fn record(&mut self) {
+        self.record = Some(Vec::new());
+    }
+
+    /// What was read since it is recorded; nothing more is remembered.
+    pub fn recorded(&mut self) -> Vec<u8> {
+        self.record.take().unwrap_or_default()
     }
 
     /// Whether a TLS handshake record begins (RFC 8446 section 5.1).
@@ -47,87 +60,22 @@ impl<S: Stream> AsyncRead for Peeked<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if buf.remaining() > 0
-            && let Some(first) = self.first.take()
-        {
-            buf.put_slice(&[first]);
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.inner).poll_read(cx, buf)
-    }
-}
-
-impl<S: Stream> AsyncWrite for Peeked<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-}
-
-/// A stream that remembers what was read of it, until that is enough.
-pub struct Recorded<S> {
-    inner: S,
-    read: Option<Vec<u8>>,
-}
-
-impl<S: Stream> Recorded<S> {
-    pub fn new(inner: S) -> Self {
-        Self {
-            inner,
-            read: Some(Vec::new()),
-        }
-    }
-
-    /// Remembers nothing.
-    pub fn off(inner: S) -> Self {
-        Self { inner, read: None }
-    }
-
-    /// What was read; from here on nothing is remembered.
-    pub fn stop(&mut self) -> Vec<u8> {
-        self.read.take().unwrap_or_default()
-    }
-}
-
-impl<S: Stream> AsyncRead for Recorded<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let result = Pin::new(&mut self.inner).poll_read(cx, buf);
-        if let Some(read) = &mut self.read {
-            read.extend_from_slice(&buf.filled()[before..]);
+        let result = match self.first.take_if(|_| buf.remaining() > 0) {
+            Some(first) => {
+                buf.put_slice(&[first]);
+                Poll::Ready(Ok(()))
+            }
+            None => Pin::new(&mut self.inner).poll_read(cx, buf),
+        };
+        if let Some(record) = &mut self.record {
+            record.extend_from_slice(&buf.filled()[before..]);
         }
         result
     }
 }
 
-impl<S: Stream> AsyncWrite for Recorded<S> {
+impl<S: Stream> AsyncWrite for Peeked<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -244,9 +192,13 @@ mod tests {
         drop(far);
         let mut peeked = Peeked::new(near).await.unwrap().unwrap();
         assert!(peeked.is_tls());
-        let mut all = Vec::new();
+        peeked.record();
+        let mut all = vec![0; 3];
+        peeked.read_exact(&mut all).await.unwrap();
+        assert_eq!(peeked.recorded(), b"\x16ab");
         peeked.read_to_end(&mut all).await.unwrap();
         assert_eq!(all, b"\x16abc");
+        assert_eq!(peeked.recorded(), b"");
     }
 
     #[tokio::test(start_paused = true)]
