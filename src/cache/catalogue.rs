@@ -196,8 +196,10 @@ impl Inner {
                 kind: Kind::Archive,
             };
             self.add(&document, &registry, &Arc::new(download));
-            // Clients may have been told the path before.
-            self.named.insert((registry, told), named);
+            // Clients may have been told the path before; of plain HTTP nobody was.
+            if named.url.scheme() == "https" {
+                self.named.insert((registry, told), named);
+            }
         }
     }
 

@@ -333,8 +333,8 @@ impl Sources {
         ask: bool,
     ) -> Result<Arc<Document>, String> {
         let key = url_key(url);
-        let held = self.metadata.held(&key).await;
-        let good = held.filter(|held| held.status == StatusCode::OK && held.kind == kind);
+        let held = self.metadata.held_as(&key, kind).await;
+        let good = held.filter(|held| held.status == StatusCode::OK);
         if let Some(good) = good.filter(|_| !ask || !self.metadata.is_doubted(&key)) {
             return Ok(good);
         }

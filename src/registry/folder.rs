@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use flate2::read::MultiGzDecoder;
@@ -25,10 +25,10 @@ const REMEMBERED: usize = 200_000;
 const SMALL: u64 = 16 << 20;
 const JUDGEMENTS: u64 = 10_000;
 const BUFFER: usize = 256 << 10;
-/// What could not be read is passed over for so long, and tried again after so long: others must not
+/// What could not be read is not tried again for so long, nor what is being written: others must not
 /// wait for it.
 const FAULT: Duration = Duration::from_secs(60);
-const FAULT_AGAIN: Duration = Duration::from_secs(2);
+const WRITING: Duration = Duration::from_secs(2);
 /// What a module may unpack to.
 const UNPACKED: u64 = 16 << 30;
 
@@ -40,8 +40,10 @@ pub struct Folder {
     memory: Mutex<HashMap<PathBuf, (Stamp, Checked)>>,
     /// Files that are being read
     busy: Mutex<HashSet<PathBuf>>,
-    /// Files that could not be read, or are being written, and when that was found
-    faults: Mutex<HashMap<PathBuf, (Instant, String)>>,
+    /// Files that could not be read, or are being written
+    faults: Mutex<HashMap<PathBuf, Fault>>,
+    /// Held by who looks at everything
+    surveying: Mutex<()>,
     /// What is wrong with it, by path
     problems: Mutex<BTreeMap<PathBuf, String>>,
     pub(super) keyring: Arc<Keyring>,
@@ -74,10 +76,42 @@ pub struct Look {
     pub pending: Cell<bool>,
 }
 
+/// What kept a file from being read.
+#[derive(Clone)]
+struct Fault {
+    since: Instant,
+    /// The file as it was then
+    stamp: Option<Stamp>,
+    /// Whether somebody wrote to it
+    written: bool,
+    why: String,
+}
+
+impl Fault {
+    fn refusal(&self) -> Refusal {
+        match self.written {
+            true => Refusal::Written(self.why.clone()),
+            false => Refusal::Wrong(self.why.clone()),
+        }
+    }
+
+    /// Whether there is no use in trying again, for a file that is like `stamp` now.
+    fn holds(&self, stamp: &Stamp) -> bool {
+        let same = self.stamp.as_ref() == Some(stamp);
+        match self.written {
+            // Quiet since: it may be whole.
+            true => !same && self.since.elapsed() < WRITING,
+            false => same && self.since.elapsed() < FAULT,
+        }
+    }
+}
+
 /// Why a file is not served.
 pub(super) enum Refusal {
     /// For these words
     Wrong(String),
+    /// For these words: somebody writes to it
+    Written(String),
     /// It is not known yet.
     Pending,
     /// It was told elsewhere.
@@ -109,6 +143,7 @@ impl Folder {
             memory: Mutex::new(known.unwrap_or_default()),
             busy: Mutex::default(),
             faults: Mutex::default(),
+            surveying: Mutex::default(),
             problems: Mutex::default(),
             judgements: Cache::new(JUDGEMENTS),
             keyring,
@@ -183,17 +218,24 @@ impl Folder {
         look: &Look,
         whole: impl FnOnce(&Path) -> Result<(), String>,
     ) -> Result<Digest, Refusal> {
-        let fault = |why: String| {
+        let fault = |why: String, stamp: Option<Stamp>, written: bool| {
             let mut faults = lock(&self.faults);
             if faults.len() >= FILES {
                 faults.clear();
             }
-            faults.insert(path.to_owned(), (Instant::now(), why.clone()));
-            Refusal::Wrong(why)
+            let fault = Fault {
+                since: Instant::now(),
+                stamp,
+                written,
+                why,
+            };
+            let refusal = fault.refusal();
+            faults.insert(path.to_owned(), fault);
+            refusal
         };
-        let unreadable = |e: io::Error| fault(format!("cannot be read: {e}"));
         let real = self.resolve(path).ok_or(Refusal::Told)?;
-        let stamp = Stamp::of(&real).map_err(unreadable)?;
+        let words = |e: io::Error| format!("cannot be read: {e}");
+        let stamp = Stamp::of(&real).map_err(|e| fault(words(e), None, false))?;
         let known = lock(&self.memory).get(path).cloned();
         match known {
             Some((known, checked)) if known == stamp => return checked.verdict(),
@@ -204,11 +246,8 @@ impl Folder {
             _ => {}
         }
         let faulty = lock(&self.faults).get(path).cloned();
-        if let Some((since, why)) = faulty {
-            let patience = if look.only_known { FAULT } else { FAULT_AGAIN };
-            if since.elapsed() < patience {
-                return Err(Refusal::Wrong(why));
-            }
+        if let Some(faulty) = faulty.filter(|fault| fault.holds(&stamp)) {
+            return Err(faulty.refusal());
         }
         if look.only_known {
             look.pending.set(true);
@@ -218,13 +257,15 @@ impl Folder {
             look.pending.set(true);
             return Err(Refusal::Pending);
         };
-        let digest = hash(&real).map_err(unreadable)?;
+        let digest = hash(&real).map_err(|e| fault(words(e), Some(stamp), false))?;
         let checked = Checked {
             sha256: digest.to_string(),
             wrong: whole(&real).err(),
         };
-        if Stamp::of(&real).ok() != Some(stamp) {
-            return Err(fault("is being written; it is looked at again".into()));
+        let after = Stamp::of(&real).ok();
+        if after != Some(stamp) {
+            let why = "is being written; it is looked at again".into();
+            return Err(fault(why, after, true));
         }
         lock(&self.faults).remove(path);
         let mut memory = lock(&self.memory);
@@ -297,6 +338,15 @@ impl Folder {
         names
     }
 
+    /// A place to look at everything from; none where somebody does already.
+    pub(super) fn begin_survey(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.surveying.try_lock() {
+            Ok(place) => Some(place),
+            Err(TryLockError::Poisoned(place)) => Some(place.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     pub(super) fn is_folder(&self, path: &Path) -> bool {
         self.root.join(path).is_dir()
     }
@@ -308,6 +358,7 @@ impl Folder {
         for path in known.into_iter().filter(|path| !is_there(path)) {
             lock(&self.memory).remove(&path);
         }
+        lock(&self.faults).retain(|path, _| is_there(path));
     }
 
     /// Keeps what was found for the next start.

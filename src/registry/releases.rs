@@ -72,6 +72,9 @@ struct Files {
 impl Folder {
     /// Looks at everything, and names what is wrong. `host` is whose documents they are.
     pub fn survey(&self, host: &Authority) {
+        let Some(_place) = self.begin_survey() else {
+            return;
+        };
         self.forget_what_is_gone();
         let look = &Look::default();
         self.check_keys(Path::new(KEYS));
@@ -263,6 +266,11 @@ impl Folder {
                 Err(Refusal::Wrong(why)) => self.refuse(&path, why),
                 // Where sums are computed, a release is shown whole: they must not change in a moment.
                 Err(Refusal::Pending) if release.sums.is_none() => return Release::default(),
+                Err(Refusal::Written(why)) if release.sums.is_none() => {
+                    self.refuse(&path, why);
+                    return Release::default();
+                }
+                Err(Refusal::Written(why)) => self.refuse(&path, why),
                 Err(Refusal::Pending) => {}
                 Err(Refusal::Told) => {}
             }
@@ -406,7 +414,7 @@ impl Folder {
                         self.accept(&path);
                         versions.insert(version.to_owned(), packed);
                     }
-                    Err(Refusal::Wrong(why)) => self.refuse(&path, why),
+                    Err(Refusal::Wrong(why) | Refusal::Written(why)) => self.refuse(&path, why),
                     Err(Refusal::Pending | Refusal::Told) => {}
                 }
             }

@@ -231,7 +231,8 @@ where
 /// Whether `body` is a document of the kind that lies at `base`; the words say what is wrong.
 pub fn check(kind: Kind, base: &Url, body: &[u8]) -> Result<(), String> {
     match kind {
-        Kind::Discovery | Kind::ReleaseIndex | Kind::ModuleVersions => object(body),
+        Kind::Discovery | Kind::ReleaseIndex => object(body),
+        Kind::ModuleVersions => list(body, "modules"),
         Kind::VersionList => list(body, "versions"),
         Kind::Download => Download::parse(base, body).map(|_| ()),
         Kind::Sums => Sums::parse(body).map(|_| ()),
@@ -416,6 +417,7 @@ mod tests {
             (Kind::VersionList, b"{\"versions\":"),
             (Kind::VersionList, b"{\"versions\":{}}"),
             (Kind::VersionList, b"{}"),
+            (Kind::ModuleVersions, b"{\"versions\":[]}"),
             (Kind::Download, b"{}"),
             (
                 Kind::Download,

@@ -832,3 +832,48 @@ async fn started() -> (Upstream, Larder) {
     let larder = Setup::new(&upstream).start().await;
     (upstream, larder)
 }
+
+/// Sums at an address that does not say so are asked for by clients as anything, and by larder as sums.
+#[tokio::test]
+async fn sums_at_an_odd_address_are_one_document_whoever_asks() {
+    let upstream = Upstream::start();
+    let release = Release::new("someone", "thing", "1.2.3");
+    release.publish(&upstream);
+    let mut document = release.document("linux_amd64");
+    let (odd, signed) = (
+        format!("https://{RELEASES}/odd/sums"),
+        format!("https://{RELEASES}/odd/sums.asc"),
+    );
+    document["shasums_url"] = odd.clone().into();
+    document["shasums_signature_url"] = signed.clone().into();
+    upstream.route(
+        TERRAFORM,
+        &release.document_path("linux_amd64"),
+        registry::registry_json(&document),
+    );
+    upstream.route(RELEASES, "/odd/sums", Reply::text(release.sums.clone()));
+    upstream.route(
+        RELEASES,
+        "/odd/sums.asc",
+        Reply::file("application/octet-stream", release.signature.clone()),
+    );
+    let setup = Setup::new(&upstream).args(["--verify", "signature"]);
+    let larder = setup.start().await;
+    let client = larder.client();
+    for _ in 0..2 {
+        client.get(&release.document_url()).await;
+        client.get(&odd).await.assert_is(&release.sums);
+        client.get(&signed).await.assert_is(&release.signature);
+        client
+            .get(&release.archive_url())
+            .await
+            .assert_is(&release.archive());
+        larder.setup.holds(1).await;
+    }
+    larder.terminate().await;
+    let larder = setup.clone().arg("--offline").start().await;
+    let client = larder.client();
+    client.get(&odd).await.assert_is(&release.sums);
+    client.get(&signed).await.assert_is(&release.signature);
+    client.get(&release.archive_url()).await.assert_hit();
+}

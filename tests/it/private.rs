@@ -839,3 +839,40 @@ async fn what_cannot_be_read_holds_up_nothing_else() {
     let missing = DOWNLOAD.replace("linux/amd64", "darwin/arm64");
     assert_eq!(client.get(&url(&missing)).await.status, 404);
 }
+
+/// Lock files are made of the sums: they must not change in a moment.
+#[tokio::test]
+async fn sums_are_not_computed_over_half_a_release() {
+    use std::io::Write as _;
+    let upstream = Upstream::start();
+    let corp = Corp::new(&upstream);
+    corp.release("thing", "1.0.0");
+    corp.release("thing", "2.0.0");
+    let path = corp
+        .dir
+        .join(archive_path("thing", "2.0.0", "darwin_arm64"));
+    let whole = provider_zip("thing", "2.0.0", 64 << 20);
+    let half = whole.len() / 2;
+    let mut file = std::fs::File::create(&path).unwrap();
+    file.write_all(&whole[..half]).unwrap();
+    let larder = corp.setup.start().await;
+    let client = larder.client();
+    let platforms = |list: &serde_json::Value| {
+        let two = list["versions"].as_array().unwrap().iter();
+        let mut two = two.filter(|version| version["version"] == "2.0.0");
+        two.next()
+            .map_or(0, |version| version["platforms"].as_array().unwrap().len())
+    };
+    file.write_all(&whole[half..]).unwrap();
+    drop(file);
+    // Whole or not at all, and soon.
+    let start = std::time::Instant::now();
+    loop {
+        let list = client.get(&url(VERSIONS)).await.json();
+        match platforms(&list) {
+            0 if start.elapsed() < PATIENCE => {}
+            found => break assert_eq!(found, 2, "{list:#}"),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}

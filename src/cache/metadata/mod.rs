@@ -24,6 +24,7 @@ use super::url_key;
 use crate::config::Authority;
 use crate::error::{Error, Exit, Kind as ErrorKind};
 use crate::telemetry::METRICS;
+use crate::terraform::registry::{Download, check};
 use crate::terraform::route::{Kind, is_mistaken};
 use crate::terraform::sums::Sums;
 use crate::upstream::{Ask, Upstream, shown_url};
@@ -202,7 +203,9 @@ impl Metadata {
     /// When upstream fails and nothing is held.
     pub async fn get(self: &Arc<Self>, wish: &Wish) -> Result<Answer, Error> {
         let started = Instant::now();
-        if is_mistaken(wish.url.path(), wish.kind) {
+        // Where the protocols have a document, what names it as something else is wrong.
+        let named = matches!(wish.kind, Kind::Sums | Kind::Signature | Kind::Discovery);
+        if named && is_mistaken(wish.url.path(), wish.kind) {
             return Err(nonsense(&wish.url, "is something else by its address"));
         }
         let key = url_key(&wish.url);
@@ -210,8 +213,7 @@ impl Metadata {
             .headers
             .get(ACCEPT)
             .and_then(|value| value.to_str().ok());
-        // What was kept as something else was checked as something else.
-        let held = self.held(&key).await.filter(|held| held.kind == wish.kind);
+        let held = self.held_as(&key, wish.kind).await;
         let fits = |held: &Arc<Document>| held.answers(accept);
         let last_good = held.clone().filter(|held| held.status.is_success());
         if self.upstream.is_offline(&wish.url) {
@@ -287,6 +289,27 @@ impl Metadata {
         let document = Arc::new(document);
         self.hot.insert(key.to_owned(), document.clone());
         Some(document)
+    }
+
+    /// The held document as one of that kind. What was kept as something else counts if it is one: the
+    /// same URL may be asked for by its path alone, or because a document names it.
+    pub async fn held_as(&self, key: &str, kind: Kind) -> Option<Arc<Document>> {
+        let held = self.held(key).await?;
+        if held.kind == kind || kind == Kind::Other {
+            return Some(held);
+        }
+        let good = held.status == StatusCode::OK && check(kind, &held.base, &held.body).is_ok();
+        if held.kind != Kind::Other || !good {
+            return None;
+        }
+        let mut adopted = Document::clone(&held);
+        adopted.kind = kind;
+        if kind == Kind::Download {
+            let download = Download::parse(&held.base, &held.body);
+            adopted.download = download.ok().map(Arc::new);
+            learn(&self.catalogue, &adopted, &adopted.base);
+        }
+        Some(Arc::new(adopted))
     }
 
     /// The held SHA256SUMS at `url`, parsed once; none where none are held.

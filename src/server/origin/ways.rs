@@ -110,7 +110,11 @@ async fn answer(
             let within = joined.filter(|url| url.as_str().starts_with(address.as_str()));
             let url = within.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such page"))?;
             base.service = Some((address, service.path()));
-            if is_mistaken(url.path(), kind.unwrap_or(Kind::Other)) {
+            let fixed = matches!(
+                kind,
+                Some(Kind::VersionList | Kind::Download | Kind::ModuleVersions)
+            );
+            if !fixed && is_mistaken(url.path(), Kind::Other) {
                 let words = format!(
                     "{host}: its {} lies where something else does",
                     service.id()
@@ -237,6 +241,9 @@ pub(super) async fn admit(
 /// Whether a host may be asked by its name: the rules for tunnels, and the list `mirror_hosts`.
 pub(super) fn may_ask(peer: &Peer, host: &Authority) -> Result<(), Error> {
     let server = &peer.entrance.server;
+    if server.config.registry(host).is_some() {
+        return Ok(());
+    }
     if !server.config.mirror_hosts.permits(host) {
         return Err(Error::new(
             ErrorKind::Denied,
