@@ -18,4 +18,5 @@ pub mod config;
 pub mod digest;
 pub mod error;
 pub mod instance;
+pub mod stamp;
 pub mod telemetry;

@@ -1,7 +1,5 @@
 //! A certificate of the operator's own for larder's own names, read anew when its files change.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -14,6 +12,7 @@ use rustls::sign::CertifiedKey;
 
 use crate::config::HostName;
 use crate::error::Exit;
+use crate::stamp::Stamp;
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -34,14 +33,11 @@ struct Held {
     generation: u64,
 }
 
-/// What changes with a file; of a link, with what it leads to.
-type Stamp = (u64, u64, (i64, i64), (i64, i64));
-
 impl OwnCertificate {
     /// # Errors
     /// When the files cannot be read, or do not belong together.
     pub fn open(cert: &Path, key: &Path, provider: Arc<CryptoProvider>) -> Result<Self, Exit> {
-        let stamp = [stamp(cert), stamp(key)];
+        let stamp = [Stamp::of(cert).ok(), Stamp::of(key).ok()];
         let certified = read(cert, key, &provider).map_err(Exit::usage)?;
         Ok(Self {
             cert: cert.to_owned(),
@@ -72,7 +68,7 @@ impl OwnCertificate {
         let mut held = self.held.lock().unwrap_or_else(|e| e.into_inner());
         if held.looked.elapsed() > LOOK {
             held.looked = Instant::now();
-            let now = [stamp(&self.cert), stamp(&self.key)];
+            let now = [Stamp::of(&self.cert).ok(), Stamp::of(&self.key).ok()];
             if now != held.stamp {
                 match read(&self.cert, &self.key, &self.provider) {
                     Ok(certified) => {
@@ -115,10 +111,4 @@ fn read(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<CertifiedK
             cert.display()
         )
     })
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let m = fs::metadata(path).ok()?;
-    let modified = (m.mtime(), m.mtime_nsec());
-    Some((m.ino(), m.size(), modified, (m.ctime(), m.ctime_nsec())))
 }

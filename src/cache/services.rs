@@ -23,13 +23,19 @@ pub struct Hosts {
     pub mirrors: Tunnels,
     pub tunnels: Tunnels,
     pub intercepted: Vec<Authority>,
+    /// Private registries of this larder
+    pub own: Vec<Authority>,
 }
 
 impl Hosts {
-    pub fn permit(&self, host: &Authority) -> bool {
-        let tunnelled = self.tunnels.permits(host) || self.mirrors.names(host);
-        let intercepted = self.intercepted.contains(host);
-        self.mirrors.permits(host) && (intercepted || tunnelled)
+    /// Where `mirror_hosts` lists hosts, it alone decides; else what may be tunnelled to, and what is
+    /// intercepted, though not on its other ports.
+    fn permit(&self, host: &Authority) -> bool {
+        let on_another_port = self.intercepted.iter().any(|one| one.host == host.host);
+        let reached = self.intercepted.contains(host)
+            || self.mirrors.names(host)
+            || self.tunnels.permits(host) && !on_another_port;
+        self.own.contains(host) || self.mirrors.permits(host) && reached
     }
 }
 
@@ -65,18 +71,28 @@ impl Cache {
         }
     }
 
+    /// Whether a host may be asked because a client or a document names it.
+    ///
+    /// # Errors
+    /// `Denied`.
+    pub fn may_ask(&self, host: &Authority) -> Result<(), Error> {
+        if self.hosts.permit(host) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Denied,
+            format!(
+                "{host} is not asked for others (config keys `mirror_hosts`, `tunnel`){}",
+                self.sources().judge.policy.whom_to_ask()
+            ),
+        ))
+    }
+
     /// Whether `host` may lead larder to `url`.
     fn permit(&self, host: &Authority, url: &Url) -> Result<(), Error> {
-        let there = Authority::of(url).filter(|there| there != host);
-        match there {
-            Some(there) if !self.hosts.permit(&there) => Err(Error::new(
-                ErrorKind::Denied,
-                format!(
-                    "{host} leads to {there}, which is not asked for others (config keys `mirror_hosts`, `tunnel`){}",
-                    self.sources().judge.policy.whom_to_ask()
-                ),
-            )),
-            _ => Ok(()),
+        match Authority::of(url).filter(|there| there != host) {
+            Some(there) => self.may_ask(&there),
+            None => Ok(()),
         }
     }
 

@@ -251,6 +251,11 @@ fn hosts(config: &Config) -> Hosts {
         mirrors: config.mirror_hosts.clone(),
         tunnels: config.tunnels.clone(),
         intercepted: config.intercept.clone(),
+        own: config
+            .registries
+            .iter()
+            .map(|one| one.host.clone())
+            .collect(),
     }
 }
 

@@ -5,7 +5,6 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
@@ -15,7 +14,9 @@ use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 
 use crate::ca::write_atomically;
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
+use crate::stamp::Stamp;
+use crate::store::hash_file;
 use crate::terraform::signature::{Judgement, Keyring};
 
 /// Files of one folder, and of all together.
@@ -48,17 +49,6 @@ pub struct Folder {
     problems: Mutex<BTreeMap<PathBuf, String>>,
     pub(super) keyring: Arc<Keyring>,
     pub(super) judgements: Cache<Digest, Judgement>,
-}
-
-/// What changes with a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    /// Also when it was only linked or given away
-    changed: (i64, i64),
 }
 
 /// What was found of an archive.
@@ -412,15 +402,7 @@ pub fn open(path: &Path) -> Result<BufReader<File>, String> {
 
 /// The digest of a file.
 pub fn hash(path: &Path) -> io::Result<Digest> {
-    let mut file = File::open(path)?;
-    let mut hasher = Hasher::default();
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hasher.finish()),
-            n => hasher.update(&buffer[..n]),
-        }
-    }
+    hash_file(&File::open(path)?)
 }
 
 /// Whether a gzip file is whole (RFC 1952 has a checksum and a length at its end).
@@ -447,30 +429,6 @@ pub fn shown(path: &Path) -> String {
 fn is_absence(e: &io::Error) -> bool {
     use io::ErrorKind::{InvalidFilename, NotADirectory, NotFound};
     matches!(e.kind(), NotFound | NotADirectory | InvalidFilename)
-}
-
-impl Stamp {
-    fn of(path: &Path) -> io::Result<Self> {
-        Ok(Self::from(&fs::metadata(path)?))
-    }
-
-    /// Whether nobody wrote to it, as far as its date says.
-    fn holds_the_same(&self, other: &Self) -> bool {
-        let bytes = |stamp: &Self| (stamp.device, stamp.inode, stamp.size, stamp.modified);
-        bytes(self) == bytes(other)
-    }
-}
-
-impl From<&fs::Metadata> for Stamp {
-    fn from(m: &fs::Metadata) -> Self {
-        Self {
-            device: m.dev(),
-            inode: m.ino(),
-            size: m.size(),
-            modified: (m.mtime(), m.mtime_nsec()),
-            changed: (m.ctime(), m.ctime_nsec()),
-        }
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

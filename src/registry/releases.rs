@@ -187,10 +187,9 @@ impl Folder {
                 );
                 continue;
             }
-            let Some((of, version, part)) = part_of(file).filter(|(of, ..)| *of == name) else {
+            let Some((_, version, part)) = part_of(file).filter(|(of, ..)| *of == name) else {
                 continue;
             };
-            debug_assert_eq!(of, name);
             let files = all.entry(version.to_owned()).or_default();
             match part {
                 Part::Sums => files.sums = Some(file.clone()),

@@ -301,7 +301,7 @@ fn parse_connect(request: &Request<Incoming>) -> Result<Authority, Error> {
 }
 
 /// The rule for intercepted hosts; ports and addresses are judged where they are dialled.
-pub fn judge(peer: &Peer, authority: &Authority) -> Result<(), Error> {
+fn judge(peer: &Peer, authority: &Authority) -> Result<(), Error> {
     judge_at(peer, authority, None)
 }
 

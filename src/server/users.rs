@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,6 +17,7 @@ use tokio::sync::Semaphore;
 use super::access::network;
 use crate::digest::Digest;
 use crate::error::{Error, Exit, Kind};
+use crate::stamp::Stamp;
 use crate::telemetry::METRICS;
 
 /// A credential is not hashed again for so long: clients authenticate every CONNECT.
@@ -82,7 +82,7 @@ impl Users {
             login: login.map(|login| Digest::of(login.as_bytes())),
             table: Mutex::new(Table {
                 hashes: Arc::new(hashes),
-                stamp: stamp(path),
+                stamp: Stamp::of(path).ok(),
                 looked: Instant::now(),
                 generation: 0,
             }),
@@ -204,7 +204,7 @@ impl Users {
         if stale {
             let path = self.path.clone();
             let read = tokio::task::spawn_blocking(move || {
-                let now = stamp(&path);
+                let now = Stamp::of(&path).ok();
                 (now != known).then(|| (now, read(&path)))
             });
             match read.await {
@@ -249,15 +249,6 @@ impl Drop for Share {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// What changes with the file: hashes are all of one length, and `cp -p` keeps the time.
-type Stamp = (u64, u64, (i64, i64), (i64, i64));
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let m = std::fs::metadata(path).ok()?;
-    let modified = (m.mtime(), m.mtime_nsec());
-    Some((m.ino(), m.size(), modified, (m.ctime(), m.ctime_nsec())))
 }
 
 fn read(path: &Path) -> Result<HashMap<String, String>, String> {

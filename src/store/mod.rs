@@ -422,7 +422,7 @@ impl Store {
 }
 
 /// The digest of a whole file, read from its beginning whatever its position (blocking).
-fn hash_file(file: &File) -> io::Result<Digest> {
+pub fn hash_file(file: &File) -> io::Result<Digest> {
     use std::os::unix::fs::FileExt as _;
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; 256 << 10];

@@ -383,9 +383,7 @@ async fn where_there_are_users_pages_want_a_password_and_archives_a_seal() {
     let release = Release::new("hashicorp", "null", "3.2.1");
     release.publish(&upstream);
     let setup = Setup::new(&upstream);
-    let users = setup.path("htpasswd");
-    let hash = bcrypt::hash("pass:word", 4).unwrap();
-    std::fs::write(&users, format!("ann:{hash}\n")).unwrap();
+    let users = setup.users("ann", "pass:word");
     let larder = setup
         .args(["--htpasswd", users.to_str().unwrap()])
         .start()
@@ -536,12 +534,7 @@ async fn a_seal_stays_good_for_what_clients_make_of_a_modules_address() {
     let file = "/v1/modules/a/b/c/1.0.0/c.tgz";
     upstream.route(TERRAFORM, file, Reply::file("application/gzip", "module"));
     let setup = Setup::new(&upstream);
-    let users = setup.path("htpasswd");
-    std::fs::write(
-        &users,
-        format!("ann:{}\n", bcrypt::hash("word", 4).unwrap()),
-    )
-    .unwrap();
+    let users = setup.users("ann", "word");
     let larder = setup
         .args(["--htpasswd", users.to_str().unwrap()])
         .start()

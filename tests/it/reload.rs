@@ -107,12 +107,7 @@ async fn users_and_addresses_change_too() {
     let client = larder.client();
     let authority = format!("{TERRAFORM}:443");
     assert!(client.connect(&authority).await.is_ok());
-    let users = setup.path("htpasswd");
-    std::fs::write(
-        &users,
-        format!("ann:{}\n", bcrypt::hash("word", 4).unwrap()),
-    )
-    .unwrap();
+    let users = setup.users("ann", "word");
     setup
         .clone()
         .config(&format!("htpasswd = \"{}\"\n", users.display()));
@@ -145,12 +140,7 @@ async fn who_never_said_who_they_are_is_asked_when_users_come() {
     old.request("GET", TERRAFORM, &release.versions_path(), &[])
         .await;
     let (_, mut old) = old.answer("GET").await.unwrap().finish_and_keep().await;
-    let users = setup.path("htpasswd");
-    std::fs::write(
-        &users,
-        format!("ann:{}\n", bcrypt::hash("word", 4).unwrap()),
-    )
-    .unwrap();
+    let users = setup.users("ann", "word");
     setup
         .clone()
         .config(&format!("htpasswd = \"{}\"\n", users.display()));

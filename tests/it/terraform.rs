@@ -217,9 +217,7 @@ async fn init_runs_with_a_password_in_the_proxys_url_and_not_without() {
     let release = Release::new("hashicorp", "null", "3.2.1");
     release.publish(&upstream);
     let setup = Setup::new(&upstream);
-    let users = setup.path("htpasswd");
-    let hash = bcrypt::hash("s3cret:word", 4).unwrap();
-    std::fs::write(&users, format!("ann:{hash}\n")).unwrap();
+    let users = setup.users("ann", "s3cret:word");
     let larder = setup.args(["--htpasswd", users.to_str().unwrap()]);
     let larder = larder.start().await;
     let mut project = Project::new(&larder, "project", std::slice::from_ref(&release));

@@ -2,12 +2,12 @@
 //! <https://developer.hashicorp.com/terraform/internals/provider-network-mirror-protocol>
 
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
+use hyper::header::{CONTENT_LENGTH, HeaderValue, LOCATION};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Map, Value, json};
 use url::Url;
 
-use super::ways::{admit, malformed, may_ask};
+use super::ways::{admit, malformed};
 use super::{Asking, Base, Way};
 use crate::cache::Archive;
 use crate::cache::fill::NoArchive;
@@ -37,8 +37,8 @@ pub async fn answer(peer: &Peer, request: Request<Incoming>) -> Result<Answer, E
     }
     let folder = path[..path.len() - file_name(&path).len()].to_owned();
     let (request, seal) = admit(peer, request).await?;
-    may_ask(peer, &asked.host)?;
     let cache = &peer.entrance.server.cache;
+    cache.may_ask(&asked.host)?;
     let provider = Provider {
         host: asked.host,
         namespace: asked.namespace,
@@ -156,7 +156,6 @@ fn document(request: &Request<Incoming>, value: &Value) -> Answer {
             .headers_mut()
             .insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
-    debug_assert!(answer.response.headers().contains_key(CONTENT_TYPE));
     answer
 }
 

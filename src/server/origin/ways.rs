@@ -16,7 +16,6 @@ use crate::config::Authority;
 use crate::error::{Error, Kind as ErrorKind};
 use crate::server::access::Seal;
 use crate::server::connection::Peer;
-use crate::server::proxy::judge;
 use crate::server::respond::Answer;
 use crate::terraform::own::{RegistryPage, Service, registry_page, service_page};
 use crate::terraform::route::{Kind, check_path, is_mistaken, route};
@@ -43,7 +42,7 @@ pub async fn by_name(peer: &Peer, request: Request<Incoming>) -> Result<Answer, 
         ));
     };
     let (request, seal) = admit(peer, request).await?;
-    may_ask(peer, &host)?;
+    peer.entrance.server.cache.may_ask(&host)?;
     let segment = rest.split('/').next().unwrap_or_default();
     let prefix = format!("{}/registry/{segment}", own_address(peer, &request)?);
     let base = Base {
@@ -138,9 +137,6 @@ async fn answer(
     let authority = Authority::of(&url);
     let authority =
         authority.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("{host} has no host")))?;
-    if authority != host {
-        may_ask(peer, &authority)?;
-    }
     cache.reach_of_rules(&host, &url, kind.unwrap_or(Kind::Other))?;
     parts.uri = with_query(&url, parts.uri.query())?;
     // Cookies know no ports: a browser's are those of other services on this machine.
@@ -236,27 +232,6 @@ pub(super) async fn admit(
         request.headers_mut().remove(AUTHORIZATION);
     }
     Ok((request, seal))
-}
-
-/// Whether a host may be asked by its name: the rules for tunnels, and the list `mirror_hosts`.
-pub(super) fn may_ask(peer: &Peer, host: &Authority) -> Result<(), Error> {
-    let server = &peer.entrance.server;
-    if server.config.registry(host).is_some() {
-        return Ok(());
-    }
-    if !server.config.mirror_hosts.permits(host) {
-        return Err(Error::new(
-            ErrorKind::Denied,
-            format!(
-                "{host} is not asked for others (config key `mirror_hosts`){}",
-                server.config.policy.whom_to_ask()
-            ),
-        ));
-    }
-    match server.is_intercepted(host) {
-        true => Ok(()),
-        false => judge(peer, host),
-    }
 }
 
 pub(super) fn malformed(path: &str, wanted: &str) -> Error {

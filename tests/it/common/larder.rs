@@ -84,6 +84,14 @@ impl Setup {
         }
     }
 
+    /// An htpasswd file with one user in it.
+    pub fn users(&self, user: &str, password: &str) -> PathBuf {
+        let path = self.path("htpasswd");
+        let hash = bcrypt::hash(password, 4).unwrap();
+        std::fs::write(&path, format!("{user}:{hash}\n")).unwrap();
+        path
+    }
+
     /// A place for a test's own files.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
