@@ -170,3 +170,46 @@ impl Cache {
         ))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn listed(patterns: &[&str]) -> Tunnels {
+        let patterns = patterns.iter().map(|pattern| pattern.parse().unwrap());
+        Tunnels::new(patterns.collect()).unwrap()
+    }
+
+    #[test]
+    fn a_list_of_mirrors_decides_alone_and_without_one_tunnels_do() {
+        let permits = |mirrors: &[&str], tunnels: &[&str], host: &str| {
+            let hosts = Hosts {
+                mirrors: listed(mirrors),
+                tunnels: listed(tunnels),
+                intercepted: vec!["r.example".parse().unwrap()],
+                own: vec!["own.example".parse().unwrap()],
+            };
+            hosts.permit(&host.parse().unwrap())
+        };
+        for (mirrors, tunnels, host, permitted) in [
+            (&[][..], &[][..], "any.example", true),
+            (&[], &[], "r.example", true),
+            (&[], &[], "r.example:8443", false),
+            (&[], &["deny"], "r.example", true),
+            (&[], &["deny"], "any.example", false),
+            (&[], &["a.example"], "a.example", true),
+            (&["a.example"], &["deny"], "a.example", true),
+            (&["a.example"], &[], "r.example", false),
+            (&["r.example:8443"], &[], "r.example:8443", true),
+            (&["a.example"], &["deny"], "own.example", true),
+            (&["deny"], &[], "r.example", false),
+        ] {
+            assert_eq!(
+                permits(mirrors, tunnels, host),
+                permitted,
+                "{mirrors:?} {tunnels:?} {host}"
+            );
+        }
+    }
+}

@@ -296,18 +296,15 @@ impl Registry {
     ) -> (T, bool) {
         let look = async |only_known: bool| {
             let (this, list) = (self.clone(), list.clone());
-            let looking = tokio::task::spawn_blocking(move || {
+            blocking(move || {
                 let look = Look {
                     only_known,
                     ..Look::default()
                 };
                 let found = list(&this.folder, &look);
                 (found, look.pending.get())
-            });
-            match looking.await {
-                Ok(found) => found,
-                Err(e) => std::panic::resume_unwind(e.into_panic()),
-            }
+            })
+            .await
         };
         let found = look(true).await;
         if !found.1 {
