@@ -3,14 +3,13 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::watch;
 use url::Url;
 
+use super::chunks::Chunks;
 use super::expect::Sources;
 use super::fill::{Fill, FollowGuard, Phase, Spill, State, vanished, visible};
 use super::trust::alarm;
@@ -21,15 +20,13 @@ use crate::telemetry::METRICS;
 use crate::upstream::download::{Download, Step};
 use crate::upstream::{Upstream, shown_url};
 
-/// Bytes read from disk at once.
-const CHUNK: u64 = 256 << 10;
-
 /// Some bytes of an archive, from `at` to `end`, in order.
 pub struct Reader {
     from: From,
     at: u64,
     /// Exclusive; none: to the end, wherever that is
     end: Option<u64>,
+    chunks: Chunks,
 }
 
 enum From {
@@ -56,6 +53,7 @@ impl Reader {
             from: From::Blob(file),
             at,
             end: Some(end),
+            chunks: Chunks::default(),
         }
     }
 
@@ -79,6 +77,7 @@ impl Reader {
             })),
             at,
             end,
+            chunks: Chunks::default(),
         }
     }
 
@@ -88,6 +87,7 @@ impl Reader {
             from: From::Upstream(Box::new(direct)),
             at,
             end,
+            chunks: Chunks::default(),
         }
     }
 
@@ -124,13 +124,13 @@ impl Reader {
             };
             let until = self.end.map_or(until, |end| end.min(until));
             let file = match &self.from {
-                From::Blob(file) => Some(file.clone()),
-                From::Fill(following) => following.file.clone(),
+                From::Blob(file) => Some(file),
+                From::Fill(following) => following.file.as_ref(),
                 From::Upstream(_) => None,
             };
             let file =
                 file.ok_or_else(|| Error::new(Kind::Internal, "a fill grew without a file"))?;
-            let bytes = read(file, self.at, (until - self.at).min(CHUNK)).await?;
+            let bytes = self.chunks.read(file, self.at, until - self.at).await?;
             self.at += bytes.len() as u64;
             return Ok(Some(bytes));
         }
@@ -202,8 +202,14 @@ impl Following {
         if at < spill.at {
             // Written but withheld: at most what is always withheld.
             let file = self.file.clone().ok_or_else(|| vanished(&self.fill.url))?;
-            let rest = read(file, at, spill.at - at).await?;
-            direct.hold(rest, at);
+            let mut chunks = Chunks::default();
+            let mut rest = Vec::new();
+            while at + (rest.len() as u64) < spill.at {
+                let so_far = at + rest.len() as u64;
+                let more = chunks.read(&file, so_far, spill.at - so_far).await?;
+                rest.extend_from_slice(&more);
+            }
+            direct.hold(rest.into(), at);
         }
         Ok(direct)
     }
@@ -342,22 +348,5 @@ impl Direct {
                 Err(error)
             }
         }
-    }
-}
-
-/// Reads `len` bytes (fewer only at the end of the file, which is an error here).
-async fn read(file: Arc<File>, at: u64, len: u64) -> Result<Bytes, Error> {
-    let read = tokio::task::spawn_blocking(move || -> io::Result<Bytes> {
-        let mut buffer = vec![0; len as usize];
-        file.read_exact_at(&mut buffer, at)?;
-        Ok(buffer.into())
-    });
-    match read.await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(e)) => Err(Error::new(
-            Kind::Internal,
-            format!("the cache cannot be read: {e}; run `larder verify`"),
-        )),
-        Err(e) => Err(Error::new(Kind::Internal, format!("a read broke off: {e}"))),
     }
 }

@@ -3,6 +3,7 @@
 pub mod admission;
 mod body;
 pub mod catalogue;
+mod chunks;
 pub mod document;
 pub mod expect;
 pub mod explain;

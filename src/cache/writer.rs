@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use hyper::body::Incoming;
@@ -117,9 +116,7 @@ impl Writer {
                 let bytes = std::mem::take(&mut batch);
                 batched = 0;
                 busy = Some(tokio::task::spawn_blocking(move || {
-                    let written = bytes
-                        .iter()
-                        .try_for_each(|chunk: &Bytes| staged.append(chunk));
+                    let written = staged.append(&bytes);
                     (staged, written)
                 }));
             }
@@ -150,12 +147,11 @@ impl Writer {
                             Some(writing) => join(&mut Some(writing)).await,
                             None => (idle.take().expect("a staged file is idle or busy"), Ok(())),
                         };
-                        for bytes in batch.drain(..) {
-                            if result.is_ok() {
-                                result = staged.append(&bytes);
-                            }
-                        }
+                        let bytes = std::mem::take(&mut batch);
                         batched = 0;
+                        if result.is_ok() {
+                            result = staged.append(&bytes);
+                        }
                         self.sender.send_modify(|state| state.written = staged.len());
                         let hasher = staged.hasher().clone();
                         if let Err(full) = result {

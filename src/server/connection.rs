@@ -28,6 +28,8 @@ use crate::config::{Authority, HostName};
 
 /// For what larder itself says at the end of a connection.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Bytes encrypted before they are written: several TLS records in one write.
+const WRITE: usize = 128 << 10;
 /// An idle connection is told of draining for so long, then dropped.
 const FAREWELL: Duration = Duration::from_millis(200);
 /// Alert: fatal, `unrecognized_name` (RFC 6066 section 3)
@@ -232,7 +234,8 @@ async fn accept_tls<S: Stream>(
         if let Err(error) = &tls {
             tracing::debug!(peer = %peer.addr, %error, "TLS handshake failed; does the client trust larder's CA? `larder env` sets it up");
         }
-        let tls = tls.ok()?;
+        let mut tls = tls.ok()?;
+        tls.get_mut().1.set_buffer_limit(Some(WRITE));
         // The session's certificates were checked by the verifier, now or when it began.
         let certified = asks_clients && tls.get_ref().1.peer_certificates().is_some();
         Some(Greeted::Tls(Box::new(tls), role, certified))

@@ -1,16 +1,21 @@
 //! From bytes on their way to a blob with a name: staged → verified → committed.
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, IoSlice};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use bytes::Bytes;
+use rustix::io::{Errno, pwritev};
 
 use super::Store;
 use crate::digest::{Digest, Hasher};
 
 /// What a reservation grows by where the length is not known beforehand.
 const STEP: u64 = 16 << 20;
+/// Slices in one write, of which POSIX promises 16.
+const SLICES: usize = 16;
 
 /// A file in `tmp/` that grows and is hashed as it grows. Dropped, it is gone.
 pub struct Staged {
@@ -119,8 +124,9 @@ impl Staged {
     }
 
     /// Appends and hashes. After an error the bytes so far are as they were.
-    pub fn append(&mut self, bytes: &[u8]) -> Result<(), Full> {
-        let len = self.len + bytes.len() as u64;
+    pub fn append(&mut self, chunks: &[Bytes]) -> Result<(), Full> {
+        let added: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        let len = self.len + added;
         if len > self.store.archive_limit {
             return Err(Full::TooLarge);
         }
@@ -128,10 +134,29 @@ impl Staged {
             self.store.reserve(STEP)?;
             self.reserved += STEP;
         }
-        let mut file = &*self.file;
-        file.write_all(bytes).map_err(Full::from)?;
-        self.hasher.update(bytes);
+        self.write(chunks, added).map_err(Full::from)?;
+        chunks.iter().for_each(|chunk| self.hasher.update(chunk));
         self.len = len;
+        Ok(())
+    }
+
+    /// Writes `chunks` behind what there is, with one call as a rule: the page cache takes large
+    /// pieces for less.
+    fn write(&self, chunks: &[Bytes], len: u64) -> io::Result<()> {
+        let mut slices: Vec<_> = chunks.iter().map(|chunk| IoSlice::new(chunk)).collect();
+        let (mut slices, mut written) = (&mut slices[..], 0);
+        while written < len {
+            let count = slices.len().min(SLICES);
+            match pwritev(&self.file, &slices[..count], self.len + written) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    written += n as u64;
+                    IoSlice::advance_slices(&mut slices, n);
+                }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
         Ok(())
     }
 
@@ -197,7 +222,6 @@ impl From<io::Error> for Full {
 /// Takes the blocks now, so that the disk cannot fill up on the way.
 fn allocate(file: &File, len: u64) -> Result<(), Full> {
     use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
-    use rustix::io::Errno;
     match fallocate(file, FallocateFlags::KEEP_SIZE, 0, len) {
         Ok(()) => Ok(()),
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => {

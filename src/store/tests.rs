@@ -1,10 +1,12 @@
 //! The store by itself; through the socket it is tested in `tests/it/store.rs`.
 
+use bytes::Bytes;
+
 use super::*;
 
 fn stage(store: &Arc<Store>, bytes: &[u8]) -> Verified {
     let mut staged = store.stage(Some(bytes.len() as u64)).unwrap();
-    staged.append(bytes).unwrap();
+    staged.append(&[Bytes::copy_from_slice(bytes)]).unwrap();
     staged.verify(Digest::of(bytes)).ok().unwrap()
 }
 
@@ -35,7 +37,7 @@ fn wrong_bytes_get_no_name_and_leave_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), Some(1 << 20), u64::MAX).unwrap();
     let mut staged = store.stage(Some(3)).unwrap();
-    staged.append(b"bad").unwrap();
+    staged.append(&[Bytes::from_static(b"bad")]).unwrap();
     let found = staged.verify(Digest::of(b"good")).err().unwrap();
     assert_eq!(found, Digest::of(b"bad"));
     assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
@@ -67,11 +69,14 @@ fn an_unannounced_length_is_reserved_as_it_grows() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), Some(20 << 20), u64::MAX).unwrap();
     let mut staged = store.stage(None).unwrap();
-    let chunk = vec![0; 1 << 20];
+    let chunk = Bytes::from(vec![0; 1 << 20]);
     for _ in 0..16 {
-        staged.append(&chunk).unwrap();
+        staged.append(std::slice::from_ref(&chunk)).unwrap();
     }
-    assert!(matches!(staged.append(&chunk), Err(Full::NoRoom)));
+    assert!(matches!(
+        staged.append(std::slice::from_ref(&chunk)),
+        Err(Full::NoRoom)
+    ));
     assert_eq!(staged.len(), 16 << 20);
 }
 

@@ -26,7 +26,7 @@ use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::DuplexStream;
+use tokio::io::{BufReader, DuplexStream};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use url::Url;
@@ -46,6 +46,8 @@ const REDIRECTS: usize = 10;
 const TLS_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_CONNECTION: Duration = Duration::from_secs(30);
 const HEAD_LIMIT: usize = 256 * 1024;
+/// Bytes of TLS records received at once
+const RECEIVED: usize = 64 << 10;
 
 /// The way to all origins.
 pub struct Upstream {
@@ -373,6 +375,8 @@ impl Connector {
         }
         let way = self.dialer.by_way_of(&asked);
         let name = ServerName::try_from(asked.host.as_str().to_owned()).map_err(|_| bad())?;
+        // rustls asks for a record at a time or less; the kernel is asked for several.
+        let stream = BufReader::with_capacity(RECEIVED, stream);
         let tls = timeout(TLS_TIMEOUT, self.tls.connect(name, stream))
             .await
             .map_err(|_| {
