@@ -38,6 +38,7 @@ pub fn main(common: &CommonArgs, args: &Args) -> Result<ExitCode, Exit> {
     if args.repair {
         // Opening mends the index; what names a bad blob goes with the blob.
         let store = Store::open(dir, Some(u64::MAX), u64::MAX)?;
+        store.settle();
         for bad in &bad_blobs {
             match bad.blob {
                 Some(digest) => store.discard(digest),

@@ -17,26 +17,21 @@ const BUFFER: usize = 256 << 10;
 /// The way to the thread.
 pub(super) type Queue = SyncSender<Digest>;
 
-/// Makes the way to a thread that is started by [`work`].
-pub(super) fn queue() -> (Queue, Receiver<Digest>) {
+/// What waits for it.
+pub(super) type Waiting = Receiver<Digest>;
+
+/// Makes the way to [`work`].
+pub(super) fn queue() -> (Queue, Waiting) {
     sync_channel(WAITING)
 }
 
-/// Starts the thread: first what is held without a hash, then what comes.
-pub(super) fn work(store: &Arc<Store>, queue: Receiver<Digest>) {
-    let due = store.lock().without_h1();
-    let store = Arc::downgrade(store);
-    let worker = std::thread::Builder::new().name("h1".into());
-    let started = worker.spawn(move || {
-        let all = due.into_iter().chain(queue);
-        for digest in all {
-            if compute(&store, digest).is_none() {
-                return;
-            }
+/// Computes what is missing: first of what is held without a hash, then of what comes.
+pub(super) fn work(store: &Weak<Store>, queue: Waiting) {
+    let due = store.upgrade().map(|store| store.lock().without_h1());
+    for digest in due.into_iter().flatten().chain(queue) {
+        if compute(store, digest).is_none() {
+            return;
         }
-    });
-    if let Err(error) = started {
-        tracing::warn!(%error, "no thread for h1 hashes; the mirror will give zh alone");
     }
 }
 
@@ -63,7 +58,7 @@ impl Store {
     /// `h1:…` of a held archive, where it is known by now.
     pub fn h1(&self, digest: Digest) -> Option<String> {
         let inner = self.lock();
-        inner.blobs.get(&digest)?.h1.clone()
+        inner.blobs.get(&digest)?.h1.as_deref().map(str::to_owned)
     }
 
     /// Has the hash of a new blob computed, if it is a provider's.
@@ -75,17 +70,12 @@ impl Store {
     }
 
     fn keep_h1(&self, digest: Digest, hash: String) {
-        let first = {
-            let mut inner = self.lock();
-            let Some(blob) = inner.blobs.get_mut(&digest) else {
-                return;
-            };
-            blob.h1 = Some(hash);
-            blob.keys.first().cloned()
-        };
-        let record = first.as_ref().and_then(|key| self.record(key));
-        if let (Some(key), Some(record)) = (first, record)
-            && let Err(error) = self.name(&key, digest, &record)
+        match self.lock().blobs.get_mut(&digest) {
+            Some(blob) => blob.h1 = Some(hash.into()),
+            None => return,
+        }
+        if let Some(first) = self.first_name(digest)
+            && let Err(error) = self.name(&first.key, digest, &first.record)
         {
             tracing::debug!(%digest, %error, "an h1 hash cannot be kept");
         }
@@ -103,20 +93,15 @@ impl Inner {
 
     fn is_without_h1(&self, digest: &Digest) -> bool {
         let blob = self.blobs.get(digest);
-        blob.is_some_and(|blob| {
-            let provider = |key: &String| key.contains("/terraform-provider-");
-            let subjects = blob.record.subjects.iter();
-            let mut known = subjects.map(|subject| subject.names.len() == 3);
-            blob.h1.is_none() && (blob.keys.iter().any(provider) || known.any(|is| is))
-        })
+        blob.is_some_and(|blob| blob.provider && blob.h1.is_none())
     }
 }
 
 /// The record as it is written: with the hash that the blob has.
-pub(super) fn with_h1(record: &Arc<Record>, h1: Option<&String>) -> Arc<Record> {
+pub(super) fn with_h1(record: &Arc<Record>, h1: Option<&str>) -> Arc<Record> {
     match (h1, &record.h1) {
         (Some(h1), None) => Arc::new(Record {
-            h1: Some(h1.clone()),
+            h1: Some(h1.to_owned()),
             ..Record::clone(record)
         }),
         _ => record.clone(),

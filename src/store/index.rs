@@ -8,10 +8,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use sha1::{Digest as _, Sha1};
 
 use crate::digest::Digest;
 use crate::terraform::address::Subject;
 use crate::terraform::signature::Judgement;
+
+/// The name of an index file: the SHA-1 of its key, which is no more than a place to look at.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct BucketName([u8; 20]);
 
 /// What the index says of a key.
 #[derive(Clone, Debug)]
@@ -69,26 +74,22 @@ struct Line {
 
 /// All files of the index of `cache`. A file that cannot be read is an error with its path.
 pub fn buckets(cache: &Path) -> impl Iterator<Item = Result<Bucket, (PathBuf, io::Error)>> {
-    files_below(&cache.join("index-v5"), 3)
-        .into_iter()
-        .map(|path| Bucket::read(&path).map_err(|e| (path, e)))
+    files_below(&cache.join("index-v5"), 3).map(|path| Bucket::read(&path).map_err(|e| (path, e)))
 }
 
 /// All content files of `cache`, with the digest that their path names, if it names one.
-pub fn contents(cache: &Path) -> Vec<(PathBuf, Option<Digest>)> {
-    files_below(&cache.join("content-v2/sha256"), 3)
-        .into_iter()
-        .map(|path| {
-            let mut hex: Vec<_> = path.iter().rev().take(3).collect();
-            hex.reverse();
-            let digest = hex
-                .iter()
-                .map(|part| part.to_string_lossy())
-                .collect::<String>();
-            let digest = digest.parse().ok();
-            (path, digest)
-        })
-        .collect()
+pub fn contents(cache: &Path) -> impl Iterator<Item = (PathBuf, Option<Digest>)> {
+    files_below(&cache.join("content-v2/sha256"), 3).map(|path| {
+        let digest = hex_of(&path).parse().ok();
+        (path, digest)
+    })
+}
+
+/// The hexadecimal digits that the last three parts of a path are.
+fn hex_of(path: &Path) -> String {
+    let mut parts: Vec<_> = path.iter().rev().take(3).collect();
+    parts.reverse();
+    parts.iter().map(|part| part.to_string_lossy()).collect()
 }
 
 /// Where cacache keeps the content of that digest.
@@ -99,6 +100,32 @@ pub fn content_path(cache: &Path, digest: &Digest) -> PathBuf {
         .join(&hex[..2])
         .join(&hex[2..4])
         .join(&hex[4..])
+}
+
+impl BucketName {
+    pub fn of(key: &str) -> Self {
+        Self(Sha1::digest(key).into())
+    }
+
+    /// The name of the index file at `path`.
+    pub fn at(path: &Path) -> Option<Self> {
+        let (hex, mut name) = (hex_of(path), [0; 20]);
+        if hex.len() != 40 || !hex.is_ascii() {
+            return None;
+        }
+        for (i, byte) in name.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).ok()?;
+        }
+        Some(Self(name))
+    }
+
+    /// Where cacache keeps it.
+    pub fn path(&self, cache: &Path) -> PathBuf {
+        let hex: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        let (first, second) = (&hex[..2], &hex[2..4]);
+        let folder = cache.join("index-v5").join(first).join(second);
+        folder.join(&hex[4..])
+    }
 }
 
 impl Bucket {
@@ -153,16 +180,28 @@ fn parse_line(line: &str) -> Option<(String, Option<Entry>)> {
     Some((line.key, Some(entry)))
 }
 
-fn files_below(dir: &Path, depth: usize) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        match entry.file_type() {
-            Ok(kind) if kind.is_file() => found.push(entry.path()),
-            Ok(kind) if kind.is_dir() && depth > 0 => {
-                found.extend(files_below(&entry.path(), depth - 1));
-            }
-            _ => {}
-        }
+/// All files below `dir`, folder by folder: there may be millions.
+fn files_below(dir: &Path, depth: usize) -> Box<dyn Iterator<Item = PathBuf>> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    Box::new(entries.flat_map(move |entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() && depth > 0 => files_below(&entry.path(), depth - 1),
+        Ok(kind) if kind.is_file() => Box::new(std::iter::once(entry.path())),
+        _ => Box::new(std::iter::empty()),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_file_lies_where_cacache_puts_it() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let opts = cacache::WriteOpts::new().integrity(Digest::of(b"a").to_integrity());
+        cacache::index::insert(dir.path(), "a key", opts).expect("an entry");
+        let found = buckets(dir.path()).next().expect("a file").expect("read");
+        assert_eq!(found.path, BucketName::of("a key").path(dir.path()));
+        assert_eq!(BucketName::at(&found.path), Some(BucketName::of("a key")));
+        assert_eq!(BucketName::at(Path::new("a/b/c")), None);
     }
-    found
 }

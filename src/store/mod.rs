@@ -8,6 +8,8 @@ mod h1;
 pub mod index;
 mod ledger;
 mod listing;
+mod names;
+mod scan;
 mod staged;
 mod table;
 
@@ -16,7 +18,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 pub use check::{Bad, check_all};
@@ -29,16 +31,20 @@ use crate::digest::{Digest, Hasher};
 use crate::error::Exit;
 use crate::telemetry::METRICS;
 use index::content_path;
-use table::{Inner, Stamp, load};
+use table::{Inner, Known, Stamp};
 
 /// The budget where none is given, unless half of what is free and held together is less.
 const DEFAULT_BUDGET: u64 = 50 << 30;
+/// The part of the budget that may be added before it is known what is held.
+const EARLY: u64 = 16;
 
 /// The store of one data dir. One process at a time may have it open.
 pub struct Store {
     cache: PathBuf,
     tmp: PathBuf,
     budget: AtomicU64,
+    /// Whether the budget is to fit the disk
+    fit: bool,
     /// Of one archive
     archive_limit: u64,
     temporary: AtomicU64,
@@ -50,6 +56,8 @@ pub struct Store {
     h1s: Option<h1::Queue>,
     /// Guards the maps and the names on disk that they mirror.
     inner: Mutex<Inner>,
+    /// Told when more of the store is known
+    scanned: Condvar,
 }
 
 /// A blob opened for reading. Evicting it does not disturb the reader.
@@ -74,13 +82,23 @@ pub struct Freed {
 }
 
 impl Store {
-    /// Opens the store in `data_dir`, empties `tmp/`, mends what a crash left, and evicts what the
-    /// budget no longer holds.
+    /// Opens the store in `data_dir`, empties `tmp/`, and has it looked through: what a crash left is
+    /// mended, what the budget no longer holds is evicted. A large store is open before that is done.
     pub fn open(
         data_dir: &Path,
         budget: Option<u64>,
         archive_limit: u64,
     ) -> Result<Arc<Self>, Exit> {
+        let (this, waiting) = Self::unscanned(data_dir, budget, archive_limit)?;
+        scan::start(&this, move |store| h1::work(&store, waiting));
+        Ok(this)
+    }
+
+    fn unscanned(
+        data_dir: &Path,
+        budget: Option<u64>,
+        archive_limit: u64,
+    ) -> Result<(Arc<Self>, h1::Waiting), Exit> {
         let (cache, tmp) = (data_dir.join("cache"), data_dir.join("tmp"));
         let broken = |path: &Path, e: io::Error| {
             Exit::usage(format!(
@@ -90,32 +108,23 @@ impl Store {
         };
         fs::create_dir_all(&cache).map_err(|e| broken(&cache, e))?;
         empty(&tmp).map_err(|e| broken(&tmp, e))?;
-        let inner = load(&cache, true);
-        let budget = match budget {
-            Some(budget) => budget,
-            None => {
-                let disk = rustix::fs::statvfs(&cache).map_err(|e| broken(&cache, e.into()))?;
-                let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-                DEFAULT_BUDGET.min(free.saturating_add(inner.stored) / 2)
-            }
-        };
-        METRICS.stored_bytes.set(inner.stored as i64);
+        rustix::fs::statvfs(&cache).map_err(|e| broken(&cache, e.into()))?;
         let (queue, waiting) = h1::queue();
-        let this = Self {
+        let this = Arc::new(Self {
             cache,
             tmp,
-            budget: AtomicU64::new(budget),
+            budget: AtomicU64::new(budget.unwrap_or(DEFAULT_BUDGET)),
+            fit: budget.is_none(),
             archive_limit,
             temporary: AtomicU64::new(0),
             read_only: false,
             ledger: Ledger::open(data_dir).map_err(|e| broken(&data_dir.join("seen"), e))?,
             h1s: Some(queue),
-            inner: Mutex::new(inner),
-        };
-        this.gc(Some(budget), None);
-        let this = Arc::new(this);
-        h1::work(&this, waiting);
-        Ok(this)
+            inner: Mutex::new(Inner::new()),
+            scanned: Condvar::new(),
+        });
+        this.fit_disk();
+        Ok((this, waiting))
     }
 
     /// The store as it is, for reading alone: nothing is mended, made or removed. Whoever has the
@@ -125,12 +134,14 @@ impl Store {
         Arc::new(Self {
             tmp: data_dir.join("tmp"),
             budget: AtomicU64::new(0),
+            fit: false,
             archive_limit: 0,
             temporary: AtomicU64::new(0),
             read_only: true,
             ledger: Ledger::peek(data_dir),
             h1s: None,
-            inner: Mutex::new(load(&cache, false)),
+            inner: Mutex::new(Inner::new()),
+            scanned: Condvar::new(),
             cache,
         })
     }
@@ -143,25 +154,37 @@ impl Store {
     /// Holds no more than that from now on.
     pub fn set_budget(&self, bytes: u64) {
         self.budget.store(bytes, Ordering::Relaxed);
-        self.gc(Some(bytes), None);
+        self.keep_to_budget();
     }
 
-    /// The digest under which the bytes of `key` are held.
-    pub fn find(&self, key: &str) -> Option<Digest> {
-        self.lock().keys.get(key).map(|(digest, _)| *digest)
+    /// Evicts what the budget does not hold, as far as it is known what is held.
+    fn keep_to_budget(&self) {
+        self.fit_disk();
+        let mut inner = self.lock();
+        if inner.known == Known::All {
+            self.evict(&mut inner, Some(self.budget()), None);
+        }
     }
 
-    /// What is kept of the archive of `key` beside its bytes.
-    pub fn record(&self, key: &str) -> Option<Arc<Record>> {
-        let inner = self.lock();
-        inner.keys.get(key).map(|(_, record)| record.clone())
+    /// Where no budget was given: half of what the disk has for larder.
+    fn fit_disk(&self) {
+        if let (true, Ok(disk)) = (self.fit, rustix::fs::statvfs(&self.cache)) {
+            let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+            let half = free.saturating_add(self.lock().stored) / 2;
+            self.budget
+                .store(DEFAULT_BUDGET.min(half), Ordering::Relaxed);
+        }
     }
 
     /// Opens a blob, which counts as a use of it. A blob whose file is gone or has another size is
     /// forgotten.
     pub fn open_blob(&self, digest: Digest) -> Option<Held> {
         let mut inner = self.lock();
-        let (size, record, checked) = inner.use_blob(digest)?;
+        if !inner.blobs.contains_key(&digest) {
+            self.discover(&mut inner, digest)?;
+        }
+        let blob = inner.use_blob(digest)?;
+        let (size, checked) = (blob.size, blob.checked);
         let opened = File::open(content_path(&self.cache, &digest))
             .and_then(|file| Ok((Stamp::of(&file)?, file)));
         match opened {
@@ -169,11 +192,15 @@ impl Store {
                 if !self.read_only {
                     inner.touch(digest, &file);
                 }
+                drop(inner);
                 Some(Held {
                     digest,
                     file: Arc::new(file),
                     size,
-                    record,
+                    record: self
+                        .first_name(digest)
+                        .map(|name| name.record.clone())
+                        .unwrap_or_default(),
                     checked: checked == Some(stamp),
                     stamp,
                 })
@@ -229,9 +256,11 @@ impl Store {
         fs::rename(verified.path(), &path)?;
         inner.reserved -= verified.renamed();
         let stamp = Stamp::of(verified.file())?;
-        inner.insert_blob(digest, size, record.clone(), SystemTime::now());
-        if let Some(blob) = inner.blobs.get_mut(&digest) {
-            blob.checked = Some(stamp);
+        let blob = inner.insert_blob(digest, size, SystemTime::now());
+        blob.checked = Some(stamp);
+        blob.found = false;
+        if inner.known < Known::Contents {
+            inner.early += size;
         }
         drop(inner);
         let named = self
@@ -243,7 +272,7 @@ impl Store {
             if inner
                 .blobs
                 .get(&digest)
-                .is_some_and(|blob| blob.keys.is_empty())
+                .is_some_and(|blob| blob.names.is_empty())
             {
                 inner.forget(digest);
                 let _ = fs::remove_file(&path);
@@ -259,55 +288,19 @@ impl Store {
         folders.try_for_each(|folder| File::open(folder)?.sync_all())
     }
 
-    /// Lets a further key name a held blob.
-    pub fn name(&self, key: &str, digest: Digest, record: &Arc<Record>) -> io::Result<()> {
-        let mut inner = self.lock();
-        let Some(blob) = inner.blobs.get(&digest) else {
-            return Ok(());
-        };
-        let (size, record) = (blob.size, &h1::with_h1(record, blob.h1.as_ref()));
-        let opts = cacache::WriteOpts::new()
-            .integrity(digest.to_integrity())
-            .size(size as usize)
-            .metadata(serde_json::to_value(&**record)?);
-        cacache::index::insert(&self.cache, key, opts)
-            .map_err(|e| io::Error::other(e.to_string()))?;
-        let named = (digest, record.clone());
-        let old = inner.keys.insert(key.to_owned(), named);
-        if let Some((old, old_record)) = old.filter(|(old, _)| *old != digest)
-            && let Some(blob) = inner.blobs.get_mut(&old)
-        {
-            blob.keys.retain(|k| k != key);
-            if blob.keys.is_empty() {
-                // Without any name it would be gone at the next start.
-                let size = blob.size as usize;
-                let own = format!("sha256:{old}");
-                let opts = cacache::WriteOpts::new()
-                    .integrity(old.to_integrity())
-                    .size(size)
-                    .metadata(serde_json::to_value(&*old_record)?);
-                cacache::index::insert(&self.cache, &own, opts)
-                    .map_err(|e| io::Error::other(e.to_string()))?;
-                blob.keys.push(own.clone());
-                inner.keys.insert(own, (old, old_record));
-            }
-        }
-        if let Some(blob) = inner.blobs.get_mut(&digest) {
-            // Each name has its own record; that of the first one speaks for the bytes.
-            if blob.keys.first().is_none_or(|first| first == key) {
-                blob.record = record.clone();
-            }
-            if !blob.keys.iter().any(|k| k == key) {
-                blob.keys.push(key.to_owned());
-            }
-        }
-        Ok(())
+    /// Evicts what was not used for `unused_for`, then least recently used first until no more
+    /// than `max_size` bytes are held (blocking, until all that is held is known).
+    pub fn gc(&self, max_size: Option<u64>, unused_for: Option<Duration>) -> Freed {
+        self.settle();
+        self.evict(&mut self.lock(), max_size, unused_for)
     }
 
-    /// Evicts what was not used for `unused_for`, then least recently used first until no more
-    /// than `max_size` bytes are held.
-    pub fn gc(&self, max_size: Option<u64>, unused_for: Option<Duration>) -> Freed {
-        let mut inner = self.lock();
+    fn evict(
+        &self,
+        inner: &mut Inner,
+        max_size: Option<u64>,
+        unused_for: Option<Duration>,
+    ) -> Freed {
         let mut freed = Freed::default();
         let now = SystemTime::now();
         while let Some((_, digest)) = inner.order.first_key_value() {
@@ -321,15 +314,16 @@ impl Store {
                 break;
             }
             freed.blobs += 1;
-            freed.bytes += self.remove(&mut inner, digest);
+            freed.bytes += self.remove(inner, digest);
             METRICS.evictions.inc();
         }
         freed.held = inner.stored;
         freed
     }
 
-    /// Removes a blob that is known to be bad.
+    /// Removes a blob that is known to be bad (blocking, until all that is held is known).
     pub fn discard(&self, digest: Digest) {
+        self.settle();
         let mut inner = self.lock();
         self.remove(&mut inner, digest);
     }
@@ -342,12 +336,16 @@ impl Store {
         if wanted > budget {
             return Err(Full::NoRoom);
         }
+        if inner.known < Known::Contents && inner.early.saturating_add(wanted) > budget / EARLY {
+            return Err(Full::NoRoom);
+        }
         while inner.stored > budget - wanted {
-            let Some((_, digest)) = inner.order.first_key_value() else {
+            let oldest = inner.order.first_key_value().map(|(_, digest)| *digest);
+            // Before all are known, the oldest one is not known either.
+            let Some(oldest) = oldest.filter(|_| inner.known >= Known::Contents) else {
                 return Err(Full::NoRoom);
             };
-            let digest = *digest;
-            self.remove(&mut inner, digest);
+            self.remove(&mut inner, oldest);
             METRICS.evictions.inc();
         }
         inner.reserved = wanted;
@@ -365,8 +363,8 @@ impl Store {
         let Some(free) = free() else {
             return false;
         };
-        if free.saturating_add(inner.stored) < bytes {
-            return false;
+        if inner.known < Known::Contents || free.saturating_add(inner.stored) < bytes {
+            return free >= bytes;
         }
         let mut freed = 0;
         while free.saturating_add(freed) < bytes
@@ -394,12 +392,8 @@ impl Store {
         let Some(blob) = inner.forget(digest) else {
             return 0;
         };
-        let fully = cacache::index::RemoveOpts::new().remove_fully(true);
-        for (i, key) in blob.keys.iter().enumerate() {
-            let removed = i == 0 && fully.clone().remove_sync(&self.cache, key).is_ok();
-            if !removed && let Err(error) = cacache::index::delete(&self.cache, key) {
-                tracing::warn!(%error, "an index entry cannot be deleted");
-            }
+        for name in &blob.names {
+            self.unname(name, digest);
         }
         match fs::remove_file(content_path(&self.cache, &digest)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {

@@ -1,35 +1,61 @@
-//! What the store holds, in memory: blobs, their names, and the order of their last use.
+//! What the store holds, in memory: blobs, the order of their last use, and the index entries that
+//! were used lately. All other entries stay on disk.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::index::{self, Entry, Record, content_path};
+use moka::sync::Cache;
+
+use super::index::{BucketName, Entry};
 use crate::digest::Digest;
 use crate::telemetry::METRICS;
 
 /// A use is written to disk no more often than this.
 const TOUCH: Duration = Duration::from_secs(60);
+/// Index entries in memory.
+const HOT: u64 = 20_000;
+/// The turns before this one are for what the scan finds: it was used before everything else.
+const FIRST_TURN: u64 = 1 << 40;
 
-#[derive(Default)]
 pub(super) struct Inner {
     pub blobs: HashMap<Digest, Blob>,
-    pub keys: HashMap<String, (Digest, Arc<Record>)>,
     /// Least recently used first.
     pub order: BTreeMap<u64, Digest>,
     pub clock: u64,
     pub stored: u64,
     pub reserved: u64,
+    /// Entries as they are on disk; of each, its key must be compared
+    pub hot: Cache<BucketName, Arc<Entry>>,
+    /// Goes up with each change of an entry
+    pub changes: u64,
+    pub known: Known,
+    /// Bytes committed before all contents were known
+    pub early: u64,
+    /// Blobs removed before all contents were known
+    pub gone: HashSet<Digest>,
+}
+
+/// How far the scan has come.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Known {
+    /// What was asked for
+    Asked,
+    /// Every blob
+    Contents,
+    /// Every blob and all its names
+    All,
 }
 
 pub(super) struct Blob {
     pub size: u64,
-    pub record: Arc<Record>,
-    pub keys: Vec<String>,
+    /// The index files that name it, the first of which speaks for its bytes
+    pub names: Vec<BucketName>,
+    /// Whether a name says that it is a provider's
+    pub provider: bool,
     pub turn: u64,
     pub used: SystemTime,
     /// When the use was last written to disk.
@@ -37,7 +63,9 @@ pub(super) struct Blob {
     /// The file as it was when its digest was last found right.
     pub checked: Option<Stamp>,
     /// The hash of what it unpacks to, once that is known
-    pub h1: Option<String>,
+    pub h1: Option<Box<str>>,
+    /// Whether it was there at the start
+    pub found: bool,
 }
 
 /// What changes when somebody else writes to a file.
@@ -49,45 +77,80 @@ pub(super) struct Stamp {
 }
 
 impl Inner {
-    pub fn insert_blob(
-        &mut self,
-        digest: Digest,
-        size: u64,
-        record: Arc<Record>,
-        used: SystemTime,
-    ) {
-        let turn = self.next_turn();
-        if let Some(blob) = self.blobs.get_mut(&digest) {
-            self.order.remove(&blob.turn);
-            self.stored = self.stored - blob.size + size;
-            blob.size = size;
-            blob.turn = turn;
-        } else {
-            self.stored += size;
-            let blob = Blob {
-                size,
-                record,
-                keys: Vec::new(),
-                turn,
-                used,
-                touched: used,
-                checked: None,
-                h1: None,
-            };
-            self.blobs.insert(digest, blob);
+    pub fn new() -> Self {
+        Self {
+            blobs: HashMap::new(),
+            order: BTreeMap::new(),
+            clock: FIRST_TURN,
+            stored: 0,
+            reserved: 0,
+            hot: Cache::new(HOT),
+            changes: 0,
+            known: Known::Asked,
+            early: 0,
+            gone: HashSet::new(),
         }
-        self.order.insert(turn, digest);
-        METRICS.stored_bytes.set(self.stored as i64);
     }
 
-    pub fn use_blob(&mut self, digest: Digest) -> Option<(u64, Arc<Record>, Option<Stamp>)> {
+    /// A blob that is used now; what is known of one of that digest stays known.
+    pub fn insert_blob(&mut self, digest: Digest, size: u64, used: SystemTime) -> &mut Blob {
+        let turn = self.next_turn();
+        self.gone.remove(&digest);
+        self.place(digest, size, used, turn)
+    }
+
+    /// A blob that the scan found, as the `turn`th of all that it found by age.
+    pub fn find_blob(&mut self, digest: Digest, size: u64, used: SystemTime, turn: u64) {
+        if !self.blobs.contains_key(&digest) && !self.gone.contains(&digest) {
+            self.place(digest, size, used, turn.min(FIRST_TURN)).found = true;
+        }
+    }
+
+    fn place(&mut self, digest: Digest, size: u64, used: SystemTime, turn: u64) -> &mut Blob {
+        let blob = self.blobs.entry(digest).or_insert_with(|| Blob {
+            size: 0,
+            names: Vec::new(),
+            provider: false,
+            turn,
+            used,
+            touched: used,
+            checked: None,
+            h1: None,
+            found: false,
+        });
+        self.order.remove(&blob.turn);
+        self.order.insert(turn, digest);
+        self.stored = self.stored - blob.size + size;
+        METRICS.stored_bytes.set(self.stored as i64);
+        blob.size = size;
+        blob.turn = turn;
+        blob
+    }
+
+    /// Takes note that the entry names a blob which is held.
+    pub fn note_name(&mut self, name: BucketName, entry: &Entry) {
+        let Some(blob) = self.blobs.get_mut(&entry.digest) else {
+            return;
+        };
+        if !blob.names.contains(&name) {
+            blob.names.push(name);
+        }
+        let mut subjects = entry.record.subjects.iter();
+        blob.provider |= entry.key.contains("/terraform-provider-")
+            || subjects.any(|subject| subject.names.len() == 3);
+        if blob.h1.is_none() {
+            blob.h1 = entry.record.h1.as_deref().map(Box::from);
+        }
+    }
+
+    pub fn use_blob(&mut self, digest: Digest) -> Option<&Blob> {
         let turn = self.next_turn();
         let blob = self.blobs.get_mut(&digest)?;
         self.order.remove(&blob.turn);
         self.order.insert(turn, digest);
         blob.turn = turn;
         blob.used = SystemTime::now();
-        Some((blob.size, blob.record.clone(), blob.checked))
+        Some(blob)
     }
 
     /// Writes the use to the file's access time, which a next start reads.
@@ -111,8 +174,12 @@ impl Inner {
         let blob = self.blobs.remove(&digest)?;
         self.order.remove(&blob.turn);
         self.stored -= blob.size;
-        for key in &blob.keys {
-            self.keys.remove(key);
+        self.changes += 1;
+        for name in &blob.names {
+            self.hot.invalidate(name);
+        }
+        if self.known < Known::Contents {
+            self.gone.insert(digest);
         }
         METRICS.stored_bytes.set(self.stored as i64);
         Some(blob)
@@ -133,66 +200,4 @@ impl Stamp {
             modified: (m.mtime(), m.mtime_nsec()),
         })
     }
-}
-
-/// Index and content as they are on disk, the least recently used first.
-///
-/// What a crash left is mended if `mend` says so, and else passed over.
-pub(super) fn load(cache: &Path, mend: bool) -> Inner {
-    let mut entries: HashMap<Digest, Vec<Entry>> = HashMap::new();
-    let mut index_is_whole = true;
-    for bucket in index::buckets(cache) {
-        match bucket {
-            Ok(bucket) => {
-                if bucket.torn > 0 && mend {
-                    tracing::warn!(path = %bucket.path.display(), "index lines were torn; dropped them");
-                    let _ = bucket.mend();
-                }
-                for entry in bucket.entries {
-                    entries.entry(entry.digest).or_default().push(entry);
-                }
-            }
-            Err((path, e)) => {
-                index_is_whole = false;
-                tracing::warn!(path = %path.display(), error = %e, "an index file cannot be read");
-            }
-        }
-    }
-    let mut blobs = Vec::new();
-    for (path, digest) in index::contents(cache) {
-        if let (Some(digest), Ok(m)) = (digest, fs::metadata(&path)) {
-            let used = m.accessed().or_else(|_| m.modified());
-            blobs.push((used.unwrap_or(SystemTime::UNIX_EPOCH), digest, m.len()));
-        }
-    }
-    blobs.sort_unstable();
-    let mut inner = Inner::default();
-    for (used, digest, size) in blobs {
-        let named = entries.remove(&digest).unwrap_or_default();
-        if !mend && named.first().is_none_or(|entry| entry.size != size) {
-            continue;
-        }
-        if named.is_empty() && index_is_whole {
-            // A crash came between its name and its entry: its headers are lost, so it is fetched
-            // anew when it is next asked for.
-            tracing::warn!(%digest, "a blob has no index entry; dropped it");
-            let _ = fs::remove_file(content_path(cache, &digest));
-            continue;
-        }
-        let record = named.first().map(|e| e.record.clone()).unwrap_or_default();
-        inner.insert_blob(digest, size, record, used);
-        for entry in named {
-            if let Some(blob) = inner.blobs.get_mut(&digest) {
-                blob.keys.push(entry.key.clone());
-                blob.h1 = blob.h1.take().or_else(|| entry.record.h1.clone());
-            }
-            inner.keys.insert(entry.key, (digest, entry.record));
-        }
-    }
-    // What is left names content that is gone.
-    for entry in entries.into_values().flatten().filter(|_| mend) {
-        tracing::warn!(key = %entry.key, "an index entry's content is gone; dropped it");
-        let _ = cacache::index::delete(cache, &entry.key);
-    }
-    inner
 }

@@ -165,3 +165,107 @@ fn torn_index_lines_are_dropped_at_the_start() {
     assert_eq!(check_all(dir.path()).unwrap().len(), 0);
     assert_eq!(cacache::read_sync(&cache, "a").unwrap(), b"aaaa");
 }
+
+/// A store as it is after a start, before it was looked through.
+fn unscanned(dir: &Path, budget: u64) -> Arc<Store> {
+    Store::unscanned(dir, Some(budget), u64::MAX).unwrap().0
+}
+
+#[test]
+fn what_is_held_is_found_before_it_was_looked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = {
+        let store = Store::open(dir.path(), Some(1000), u64::MAX).unwrap();
+        let (a, b) = (put(&store, "a", b"aaaa"), put(&store, "b", b"bbbb"));
+        let record = Record {
+            sources: vec!["somebody".into()],
+            ..Record::default()
+        };
+        store.name("also a", a, &Arc::new(record)).unwrap();
+        (a, b)
+    };
+    let store = unscanned(dir.path(), 1000);
+    assert_eq!(store.find("also a"), Some(a));
+    assert_eq!(store.record("also a").unwrap().sources, ["somebody"]);
+    assert_eq!(store.open_blob(b).unwrap().size, 4);
+    assert_eq!((store.find("b"), store.find("c")), (Some(b), None));
+    scan::scan(&Arc::downgrade(&store)).unwrap();
+    {
+        let inner = store.lock();
+        assert_eq!((inner.blobs.len(), inner.stored), (2, 8));
+        assert_eq!(inner.blobs[&a].names.len(), 2);
+    }
+    // What was asked for meanwhile was used last, by whatever name.
+    let freed = store.gc(Some(4), None);
+    assert_eq!(
+        (freed.blobs, store.find("a"), store.find("also a")),
+        (1, None, None)
+    );
+    assert_eq!(store.find("b"), Some(b));
+    assert_eq!(index::buckets(&dir.path().join("cache")).count(), 1);
+}
+
+#[test]
+fn before_all_is_known_nothing_is_evicted_and_little_is_added() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = put(
+        &Store::open(dir.path(), Some(1600), u64::MAX).unwrap(),
+        "old",
+        &[0; 1000],
+    );
+    let store = unscanned(dir.path(), 1600);
+    assert!(matches!(store.stage(Some(101)), Err(Full::NoRoom)));
+    let new = put(&store, "new", &[1; 60]);
+    assert!(matches!(store.stage(Some(41)), Err(Full::NoRoom)));
+    let more = put(&store, "more", &[2; 40]);
+    for (key, digest) in [("old", old), ("new", new), ("more", more)] {
+        assert_eq!(store.find(key), Some(digest));
+    }
+    scan::scan(&Arc::downgrade(&store)).unwrap();
+    assert_eq!(store.lock().stored, 1100);
+    put(&store, "large", &[3; 1000]);
+    assert_eq!(store.find("old"), None);
+}
+
+#[test]
+fn what_comes_and_goes_during_a_scan_is_neither_lost_nor_counted_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = put(
+        &Store::open(dir.path(), Some(1600), u64::MAX).unwrap(),
+        "a",
+        b"aaaa",
+    );
+    let store = unscanned(dir.path(), 1600);
+    // The scan saw both, and enters them after this.
+    let found: Vec<_> = index::contents(&dir.path().join("cache")).collect();
+    assert_eq!(found.len(), 1);
+    let b = put(&store, "b", b"bbbb");
+    assert_eq!(store.find("a"), Some(a));
+    {
+        let mut inner = store.lock();
+        store.remove(&mut inner, a);
+        inner.find_blob(a, 4, SystemTime::now(), 0);
+        inner.find_blob(b, 4, SystemTime::now(), 1);
+        assert_eq!((inner.blobs.len(), inner.stored), (1, 4));
+        assert!(!inner.blobs[&b].found);
+    }
+    scan::scan(&Arc::downgrade(&store)).unwrap();
+    assert_eq!((store.find("a"), store.find("b")), (None, Some(b)));
+}
+
+#[test]
+fn a_blob_without_a_name_and_a_name_without_a_blob_go_with_the_scan() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = {
+        let store = Store::open(dir.path(), Some(1000), u64::MAX).unwrap();
+        (put(&store, "a", b"aaaa"), put(&store, "b", b"bbbb"))
+    };
+    let cache = dir.path().join("cache");
+    fs::remove_file(index::BucketName::of("a").path(&cache)).unwrap();
+    fs::remove_file(content_path(&cache, &b)).unwrap();
+    let store = Store::open(dir.path(), Some(1000), u64::MAX).unwrap();
+    assert_eq!((store.find("a"), store.find("b")), (None, None));
+    assert!(store.open_blob(a).is_none() && !content_path(&cache, &a).exists());
+    assert_eq!(index::buckets(&cache).count(), 0);
+    assert_eq!(store.lock().stored, 0);
+}
