@@ -113,26 +113,20 @@ pub struct Stream(TlsStream<TcpStream>);
 impl Stream {
     /// Asks, and reads the whole answer.
     pub async fn get(&mut self, path: &str) {
-        self.read(path, u64::MAX, |_| {}).await;
-    }
-
-    /// Asks, and reads so many bytes of the body, or all of a shorter one.
-    pub async fn get_part(&mut self, path: &str, most: u64) {
-        self.read(path, most, |_| {}).await;
+        self.read(path, |_| {}).await;
     }
 
     /// The body.
     pub async fn bytes(&mut self, path: &str) -> Vec<u8> {
         let mut body = Vec::new();
-        self.read(path, u64::MAX, |part| body.extend_from_slice(part))
-            .await;
+        self.read(path, |part| body.extend_from_slice(part)).await;
         body
     }
 
     /// The SHA-256 of the body.
     pub async fn digest(&mut self, path: &str) -> String {
         let mut hash = Sha256::new();
-        self.read(path, u64::MAX, |part| hash.update(part)).await;
+        self.read(path, |part| hash.update(part)).await;
         hash.finalize()
             .iter()
             .map(|byte| format!("{byte:02x}"))
@@ -165,7 +159,7 @@ impl Stream {
         self.0.flush().await.unwrap();
     }
 
-    async fn read(&mut self, path: &str, most: u64, mut part: impl FnMut(&[u8])) {
+    async fn read(&mut self, path: &str, mut part: impl FnMut(&[u8])) {
         self.ask(path).await;
         let mut buffer = vec![0; BUFFER];
         let mut filled = 0;
@@ -177,7 +171,7 @@ impl Stream {
                 break at;
             }
         };
-        let length = content_length(&buffer[..head]).min(most);
+        let length = content_length(&buffer[..head]);
         part(&buffer[head + 4..filled]);
         let mut got = (filled - head - 4) as u64;
         while got < length {

@@ -11,7 +11,9 @@
 mod common;
 
 mod client;
+mod crowds;
 mod machine;
+mod memory;
 mod mitmproxy;
 mod nginx;
 mod rivals;
@@ -50,6 +52,8 @@ async fn bench(options: Options) {
     rig.first_byte().await;
     rig.documents().await;
     rig.connections().await;
+    rig.memory().await;
+    rig.crowds().await;
     println!("Bars\n----");
     for verdict in &rig.verdicts {
         println!("{verdict}");
@@ -64,6 +68,13 @@ struct Options {
 }
 
 impl Options {
+    fn rounds_of(&self, column: Column) -> usize {
+        match column.is_slow() {
+            true => self.rounds.min(SLOW_ROUNDS),
+            false => self.rounds,
+        }
+    }
+
     fn read() -> Self {
         let mut options = Self {
             words: Vec::new(),
@@ -91,10 +102,24 @@ impl Options {
     }
 }
 
+async fn start_all(
+    columns: &[Column],
+    upstream: &Upstream,
+) -> Vec<(Column, Result<Party, String>)> {
+    let mut all = Vec::new();
+    for column in columns {
+        all.push((*column, Party::start(*column, upstream).await));
+    }
+    all
+}
+
 pub struct Rig {
     options: Options,
     pub upstream: Rc<Upstream>,
+    /// Those that run now
     pub parties: Vec<Party>,
+    /// All that could be started
+    columns: Vec<Column>,
     verdicts: Vec<String>,
     /// Archives that all parties hold, and their sizes
     held: Vec<(usize, Archive)>,
@@ -107,9 +132,9 @@ impl Rig {
         let cores = machine::cores();
         println!("{cores} cores, {} rounds, HTTP/1.1", options.rounds);
         let mut parties = Vec::new();
-        for column in &options.columns {
+        for (column, started) in start_all(&options.columns, &upstream).await {
             let name = column.name();
-            match Party::start(*column, &upstream).await {
+            match started {
                 Ok(party) => {
                     let said = party.hot.open().await.negotiated();
                     println!("{name:<14} {said}");
@@ -125,15 +150,37 @@ impl Rig {
             options,
             upstream,
             parties,
+            columns,
             verdicts: Vec::new(),
             held: Vec::new(),
             document_is_held: false,
         }
     }
 
+    /// The same parties as new processes that hold nothing: what memory they had use for, is forgotten.
+    async fn restart(&mut self) {
+        self.restart_without(&[]).await;
+    }
+
+    /// The same without some, who would take minutes.
+    async fn restart_without(&mut self, without: &[Column]) {
+        self.parties.clear();
+        self.held.clear();
+        self.document_is_held = false;
+        let columns = self.columns.iter().filter(|c| !without.contains(c));
+        let columns: Vec<_> = columns.copied().collect();
+        let started = start_all(&columns, &self.upstream).await;
+        self.parties = started.into_iter().filter_map(|(_, s)| s.ok()).collect();
+    }
+
     fn wants(&self, name: &str) -> bool {
         let words = &self.options.words;
         words.is_empty() || words.iter().any(|word| name.contains(word.as_str()))
+    }
+
+    /// Whether the word was given.
+    fn asks(&self, word: &str) -> bool {
+        self.options.words.iter().any(|given| given == word)
     }
 
     /// In turns, so that whatever else the machine does meets all. `fresh` is called for each round.
@@ -142,7 +189,7 @@ impl Rig {
         mut row: Row,
         fresh: impl Fn() -> Vec<Archive>,
         work: impl AsyncFn(&Self, &Party, &[Archive]) -> Vec<Sample>,
-    ) {
+    ) -> Row {
         let n = self.parties.len();
         let mut failed = Vec::new();
         for round in 0..self.options.rounds {
@@ -150,7 +197,7 @@ impl Rig {
             // Nobody is always the one after the slowest.
             for at in 0..n {
                 let party = &self.parties[(at + round) % n];
-                let rests = party.column.is_slow() && round >= SLOW_ROUNDS;
+                let rests = round >= self.options.rounds_of(party.column);
                 if rests || failed.contains(&party.column) {
                     continue;
                 }
@@ -162,12 +209,27 @@ impl Rig {
                 }
             }
         }
-        let columns: Vec<_> = self.parties.iter().map(|party| party.column).collect();
         for column in failed {
             println!("{} failed in this row:", column.name());
             row.forget(column);
         }
-        self.verdicts.extend(row.print(&columns));
+        self.print(&row);
+        row
+    }
+
+    /// In one round.
+    async fn once(
+        &mut self,
+        row: Row,
+        work: impl AsyncFn(&Self, &Party, &[Archive]) -> Vec<Sample>,
+    ) {
+        let rounds = std::mem::replace(&mut self.options.rounds, 1);
+        self.rounds(row, Vec::new, work).await;
+        self.options.rounds = rounds;
+    }
+
+    fn print(&mut self, row: &Row) {
+        self.verdicts.extend(row.print(&self.columns));
     }
 
     /// An archive of that size that every party holds.
@@ -177,7 +239,8 @@ impl Rig {
         }
         let archive = self.upstream.publish(size, 0);
         for party in &self.parties {
-            party.hold(&archive, &self.upstream.route()).await;
+            let archives = std::slice::from_ref(&archive);
+            party.hold(archives, &self.upstream.route()).await;
         }
         self.held.push((size, archive.clone()));
         archive

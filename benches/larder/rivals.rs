@@ -95,20 +95,17 @@ impl Party {
         }
     }
 
-    /// Has it hold that archive, the very one.
-    pub async fn hold(&self, archive: &Archive, bare: &Route) {
-        if self.column == Column::Nginx {
-            self.keep(&archive.path, bare).await;
-        }
+    /// Has it hold those archives, the very ones.
+    pub async fn hold(&self, archives: &[Archive], bare: &Route) {
         // Some hold it from the second time on.
-        for _ in 0..2 {
-            let digest = self.hot.open().await.digest(&archive.path).await;
-            assert_eq!(
-                digest,
-                archive.sha256,
-                "{} sends others",
-                self.column.name()
-            );
+        for again in [false, true] {
+            for Archive { path, sha256 } in archives {
+                if self.column == Column::Nginx && !again {
+                    self.keep(path, bare).await;
+                }
+                let digest = self.hot.open().await.digest(path).await;
+                assert_eq!(digest, *sha256, "{} sends others", self.column.name());
+            }
             machine::settle(self.pid).await;
         }
     }
@@ -178,8 +175,7 @@ impl Program {
             let ended = program.child.try_wait().unwrap();
             if ended.is_some() || started.elapsed() > Duration::from_secs(20) {
                 let said = std::fs::read_to_string(&said).unwrap_or_default();
-                let last: Vec<_> = said.lines().rev().take(5).collect();
-                return Err(format!("it does not listen: {}", last.join(" / ")));
+                return Err(format!("it does not listen: {}", last_lines(&said)));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -218,6 +214,13 @@ fn signal(pid: u32, signal: Signal) {
 fn is_below(pid: u32, folder: &Path) -> bool {
     let at = std::fs::read_link(format!("/proc/{pid}/cwd"));
     at.is_ok_and(|at| at.starts_with(folder))
+}
+
+/// The last of what a program said, in one.
+pub fn last_lines(said: &str) -> String {
+    let lines: Vec<_> = said.lines().collect();
+    let last = lines.len().saturating_sub(4);
+    lines[last..].join(" / ")
 }
 
 /// The path of a program, among those of an administrator too.

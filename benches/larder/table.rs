@@ -5,17 +5,19 @@ use crate::rivals::Column;
 /// One party's work in one round.
 #[derive(Clone, Default)]
 pub struct Sample {
-    /// Seconds of one unit of work, as the client saw it; none where no time is measured
+    /// Seconds, as the client saw it; none where no time is measured
     pub time: Option<f64>,
     /// CPU seconds of the party for all of it
     pub cpu: f64,
     /// Gigabytes, requests or connections: what `cpu` is divided by
     pub amount: f64,
+    /// How often the client did it; `time` is that of one
+    pub times: usize,
     /// KiB
     pub peak: u64,
     /// Requests for archives that upstream saw
     pub fetches: usize,
-    /// KiB of memory that this row is about
+    /// KiB that this row is about
     pub memory: Option<f64>,
 }
 
@@ -38,19 +40,23 @@ pub enum Bar {
     /// The most fetches in a round
     Fetches(usize),
     PeakMiB(f64),
-    /// KiB of memory that the row is about
+    /// KiB that the row is about
     MemoryKiB(f64),
 }
+
+/// KiB by which what is called flat may grow: an allocator's pages wander.
+pub const FLAT: f64 = 1024.0;
 
 pub struct Row {
     name: String,
     unit: Unit,
     bars: Vec<Bar>,
+    memory_label: &'static str,
     samples: Vec<(Column, Vec<Sample>)>,
 }
 
-/// What a row's memory is, in words.
-const WIDTH: usize = 15;
+/// Of a column.
+const WIDTH: usize = 17;
 
 pub fn head(columns: &[Column]) {
     let mut line = format!("{:<36}", "work");
@@ -66,8 +72,15 @@ impl Row {
             name: name.to_owned(),
             unit,
             bars: bars.to_vec(),
+            memory_label: "",
             samples: Vec::new(),
         }
+    }
+
+    /// What the memory of its samples is.
+    pub fn about(mut self, label: &'static str) -> Self {
+        self.memory_label = label;
+        self
     }
 
     pub fn add(&mut self, column: Column, sample: Sample) {
@@ -109,7 +122,12 @@ impl Row {
         };
         line(label, &|c| self.cpu(c).map(|cpu| self.cpu_text(cpu)));
         line("CPU / nginx", &|c| self.ratio(c, Column::Nginx, Self::cpu));
-        line("memory, KiB", &|c| {
+        let label = match self.unit {
+            Unit::Gigabyte => "MB/s",
+            Unit::Request => "requests/s",
+        };
+        line(label, &|c| self.rate(c).map(|rate| self.rate_text(rate)));
+        line(self.memory_label, &|c| {
             self.memory(c).map(|m| format!("{m:.1}"))
         });
         line("peak RSS, MiB", &|c| {
@@ -209,6 +227,20 @@ impl Row {
         match self.unit {
             Unit::Gigabyte => format!("{cpu:.2}"),
             Unit::Request => format!("{:.0}", cpu * 1e6),
+        }
+    }
+
+    /// Gigabytes or requests a second, in the median round.
+    pub fn rate(&self, column: Column) -> Option<f64> {
+        let sample = self.samples(column)?.first()?;
+        let units = sample.amount / sample.times as f64;
+        (units > 0.0).then_some(units / self.time(column)?)
+    }
+
+    fn rate_text(&self, rate: f64) -> String {
+        match self.unit {
+            Unit::Gigabyte => format!("{:.0}", rate * 1e3),
+            Unit::Request => format!("{rate:.0}"),
         }
     }
 

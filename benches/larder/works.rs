@@ -12,7 +12,7 @@ use crate::{Rig, machine};
 pub const ARCHIVE: usize = 38_500_000;
 pub const LARGE: usize = 200 << 20;
 /// Of connections at once, where a row has several.
-const CLIENTS: usize = 16;
+pub const CLIENTS: usize = 16;
 /// Of documents on each of them in a round.
 const REQUESTS: usize = 1000;
 /// In a round.
@@ -196,6 +196,7 @@ impl Clock {
             time: Some(time),
             cpu: machine::cpu(party.pid) - self.cpu,
             amount: amount * times as f64,
+            times,
             peak: machine::peak(party.pid),
             fetches: rig.upstream.fetches() - self.fetches,
             memory: None,
