@@ -1,0 +1,87 @@
+//! What the kernel says of a process and its descendants (proc(5)).
+
+use std::time::Duration;
+
+/// The process and all that descends from it.
+pub fn tree(pid: u32) -> Vec<u32> {
+    let mut all = vec![pid];
+    let mut at = 0;
+    while at < all.len() {
+        all.extend(children(all[at]));
+        at += 1;
+    }
+    all
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let tasks = tasks.into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists
+        .flat_map(|list| pids(&list).collect::<Vec<_>>())
+        .collect()
+}
+
+fn pids(list: &str) -> impl Iterator<Item = u32> {
+    list.split_ascii_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+}
+
+/// Seconds of user and system time, of ended children too. In ticks of 10 ms.
+pub fn cpu(pid: u32) -> f64 {
+    tree(pid).into_iter().map(ticks).sum::<u64>() as f64 / 100.0
+}
+
+fn ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+    // utime, stime, cutime, cstime
+    fields
+        .skip(11)
+        .take(4)
+        .filter_map(|f| f.parse::<u64>().ok())
+        .sum()
+}
+
+/// Resident now, in KiB; pages that processes share count for each.
+pub fn rss(pid: u32) -> u64 {
+    total(pid, "VmRSS:")
+}
+
+/// The most that was resident since `forget_peak`, in KiB.
+pub fn peak(pid: u32) -> u64 {
+    total(pid, "VmHWM:")
+}
+
+pub fn forget_peak(pid: u32) {
+    for pid in tree(pid) {
+        let _ = std::fs::write(format!("/proc/{pid}/clear_refs"), "5");
+    }
+}
+
+fn total(pid: u32, what: &str) -> u64 {
+    tree(pid).into_iter().map(|pid| status(pid, what)).sum()
+}
+
+fn status(pid: u32, what: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(what));
+    let kib = line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok());
+    kib.unwrap_or(0)
+}
+
+/// Waits until the process has nothing more to do: what it does after its answers (a commit, a
+/// late write) belongs to its own CPU time, and would disturb who is measured next.
+pub async fn settle(pid: u32) {
+    for _ in 0..100 {
+        let before = cpu(pid);
+        tokio::time::sleep(Duration::from_millis(40)).await;
+        if cpu(pid) <= before {
+            return;
+        }
+    }
+}
+
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
+}
