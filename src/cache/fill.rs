@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use hyper::StatusCode;
 use hyper::header::HeaderMap;
 use tokio::sync::{Notify, watch};
 use url::Url;
 
-use super::expect::Sources;
+use super::expect::{Sources, Verdict};
 use super::verdict::{Learning, Terms, learn};
 use super::writer::{Admit, Writer, start_vouching};
 use crate::digest::Hasher;
@@ -75,12 +76,12 @@ pub struct FillHead {
     pub headers: HeaderMap,
     /// None where the archive went past the disk from the beginning
     pub file: Option<Arc<File>>,
-    pub digest: DigestKnown,
+    pub learning: Learning,
     /// Whether a signature is known to be bad
     pub bad_signature: bool,
 }
 
-/// What an answer's head can say of the digest.
+/// What can be said of the digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DigestKnown {
     Yes,
@@ -106,6 +107,22 @@ pub struct Refusal {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
+}
+
+impl FillHead {
+    /// What is known of the digest by now.
+    pub fn digest(&self) -> DigestKnown {
+        known(&self.learning)
+    }
+}
+
+/// What is known of a digest by now.
+pub fn known(learning: &Learning) -> DigestKnown {
+    match learning.clone().now_or_never() {
+        Some(Verdict::Known(..)) => DigestKnown::Yes,
+        Some(Verdict::NoneToBeHad) => DigestKnown::Never,
+        _ => DigestKnown::NotYet,
+    }
 }
 
 impl Fill {

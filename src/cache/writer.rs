@@ -12,8 +12,8 @@ use tokio::task::JoinHandle;
 use url::Url;
 
 use super::document::end_to_end;
-use super::expect::{Sources, Verdict, Word};
-use super::fill::{DigestKnown, FillHead, Phase, Refusal, Spill, State};
+use super::expect::{Sources, Word};
+use super::fill::{FillHead, Phase, Refusal, Spill, State};
 use super::trust::{Vouched, alarm, is_bad, overall};
 use super::url_key;
 use super::verdict::{Learning, Outcome, Terms, conclude, note_republished, record};
@@ -26,8 +26,6 @@ use crate::upstream::{Upstream, chunk, shown_url};
 
 /// Bytes written at once, at the most. Two such batches are in memory: one written, one received.
 const BATCH: usize = 512 << 10;
-/// So long the answer's head waits to be able to say whether a digest is to be had.
-const GRACE: Duration = Duration::from_millis(20);
 const REFUSAL_LIMIT: usize = 64 << 10;
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -82,18 +80,13 @@ impl Writer {
             Ok(staged) => Some(staged.file().clone()),
             Err(_) => None,
         };
-        let early = tokio::time::timeout(GRACE, self.learning.clone()).await;
         let nobody = HeaderMap::new();
         let vouched = self.sources.vouch(&self.source.url, &nobody, false).await;
         let begun = Arc::new(FillHead {
             length: head.length,
             headers: end_to_end(&head.headers),
             file,
-            digest: match early {
-                Ok(Verdict::Known(..)) => DigestKnown::Yes,
-                Ok(Verdict::NoneToBeHad) => DigestKnown::Never,
-                _ => DigestKnown::NotYet,
-            },
+            learning: self.learning.clone(),
             bad_signature: is_bad(&vouched),
         });
         self.sender

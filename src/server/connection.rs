@@ -195,7 +195,8 @@ async fn accept_tls<S: Stream>(
     if peer.redirected.is_some() && connect.is_none() {
         stream.record();
     }
-    let handshake = async {
+    // Boxed: what a handshake needs is not kept for the rest of the connection.
+    let handshake = Box::pin(async {
         let mut start = LazyConfigAcceptor::new(Acceptor::default(), stream)
             .await
             .ok()?;
@@ -239,7 +240,7 @@ async fn accept_tls<S: Stream>(
         // The session's certificates were checked by the verifier, now or when it began.
         let certified = asks_clients && tls.get_ref().1.peer_certificates().is_some();
         Some(Greeted::Tls(Box::new(tls), role, certified))
-    };
+    });
     let done = tokio::select! {
         done = timeout(server.config.limits.handshake, handshake) => done,
         _ = draining.wait_for(|on| *on) => return,
@@ -324,14 +325,15 @@ async fn serve(peer: Peer, stream: impl Stream, role: Role) {
         peer.entrance.server = peer.entrance.server.latest();
         peer.standing = peer.entrance.server.access.standing(peer.addr.ip());
         let last = served.fetch_add(1, Ordering::Relaxed) + 1 >= limits.requests_per_connection;
-        async move {
+        // Boxed: hyper has room for it as long as the connection lasts, idle or not.
+        Box::pin(async move {
             let mut response = dispatch(peer, role, request).await;
             if last {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);
             }
             Ok::<Response<Body>, std::convert::Infallible>(response)
-        }
+        })
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -21,7 +21,9 @@ use hyper::{Method, Response, StatusCode};
 use super::conditional::{Part, not_modified, part};
 use super::connection::Peer;
 use super::leases::Summary;
+use crate::cache::fill::{DigestKnown, known};
 use crate::cache::follower::Reader;
+use crate::cache::verdict::Learning;
 use crate::error::{Error, Kind};
 use crate::telemetry::{METRICS, Outcome};
 use crate::upstream::download::length;
@@ -65,11 +67,20 @@ pub struct Answer {
 }
 
 /// Whose bytes an archive's answer sends.
-#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ArchiveBytes {
     pub from_cache: bool,
-    /// Whether a digest is known, so that a complete answer is a verified one
+    /// Whether a complete answer is a verified one, as far as that was known when it began
     pub verified: bool,
+    /// How to know better at the end
+    pub learning: Option<Learning>,
+}
+
+impl ArchiveBytes {
+    /// Whether what was sent whole was verified.
+    fn is_verified(&self) -> bool {
+        let never = |learning: &Learning| known(learning) == DigestKnown::Never;
+        self.verified && !self.learning.as_ref().is_some_and(never)
+    }
 }
 
 impl Answer {
@@ -334,7 +345,7 @@ impl hyper::body::Body for Traced {
 
 impl Drop for Traced {
     fn drop(&mut self) {
-        if let Some(archive) = self.archive {
+        if let Some(archive) = &self.archive {
             let mut answer = Summary::default();
             if archive.from_cache {
                 METRICS.cache_bytes.inc_by(self.sent);
@@ -342,7 +353,7 @@ impl Drop for Traced {
             } else {
                 answer.from_upstream = self.sent;
             }
-            answer.verified = usize::from(archive.verified && self.done);
+            answer.verified = usize::from(self.done && archive.is_verified());
             if let Some(whose) = self.trace.peer.whose.clone() {
                 let leases = self.trace.peer.entrance.server.leases();
                 leases.count(whose, answer);

@@ -253,7 +253,7 @@ impl Asking {
                     length = Some(fill.whole().await?);
                 }
                 let collapsed = if joined { "; collapsed" } else { "" };
-                let (words, verified) = match (head.digest, &head.file) {
+                let (words, verified) = match (head.digest(), &head.file) {
                     (DigestKnown::Never, _) => ("fwd=miss; detail=no-digest-not-stored", false),
                     (_, Some(_)) if head.bad_signature => {
                         ("fwd=miss; stored; detail=bad-signature", true)
@@ -286,6 +286,7 @@ impl Asking {
                 answer.archive = Some(ArchiveBytes {
                     from_cache: joined,
                     verified,
+                    learning: Some(head.learning.clone()),
                 });
                 Ok(answer)
             }
@@ -310,6 +311,7 @@ impl Asking {
             answer.archive = Some(ArchiveBytes {
                 from_cache: true,
                 verified: answer.response.status() == StatusCode::OK,
+                learning: None,
             });
         }
         answer
@@ -342,6 +344,7 @@ impl Asking {
         answer.archive = Some(ArchiveBytes {
             from_cache: false,
             verified: answer.response.status() == StatusCode::OK,
+            learning: None,
         });
         Ok(answer)
     }
