@@ -43,6 +43,7 @@ impl Rig {
             connect_all(&party.hot, IDLE).await;
             machine::settle(party.pid).await;
             let empty = machine::rss(party.pid);
+            machine::forget_peak(party.pid);
             let open = party.hot.open_many(IDLE).await;
             shaken.add(party.column, each(party, empty).await);
             let open = documents(open).await;
