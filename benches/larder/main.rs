@@ -27,6 +27,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use futures_util::FutureExt as _;
+use tokio::signal::unix::{SignalKind, signal};
 
 use rivals::{Column, Party};
 use table::{Row, Sample};
@@ -44,7 +45,23 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(bench(Options::read()));
+    let options = Options::read();
+    runtime.block_on(async {
+        // What was started is ended in either case.
+        tokio::select! {
+            () = bench(options) => {}
+            () = told_to_stop() => eprintln!("stopped by a signal"),
+        }
+    });
+}
+
+async fn told_to_stop() {
+    let mut terminate = signal(SignalKind::terminate()).unwrap();
+    let mut interrupt = signal(SignalKind::interrupt()).unwrap();
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
 }
 
 async fn bench(options: Options) {

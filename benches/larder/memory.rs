@@ -76,7 +76,12 @@ impl Rig {
         if !self.wants(GROWTH) {
             return;
         }
-        self.restart_without(&[Column::Mitmproxy]).await;
+        // squid takes minutes for it, and does it where this row is asked for.
+        let slow = match self.options.words.is_empty() {
+            true => &[Column::Mitmproxy, Column::Squid][..],
+            false => &[Column::Mitmproxy],
+        };
+        self.restart_without(slow).await;
         self.hold_document().await;
         let row = Row::new(GROWTH, Unit::Request, &[Bar::MemoryKiB(FLAT)]);
         let row = row.about("growth of RSS, KiB");
