@@ -24,12 +24,10 @@ impl Rig {
         for (kinds, what) in [(1, "one archive"), (100, "100 archives")] {
             let publish = |_| self.upstream.publish(SIZE, 0);
             let archives: Vec<_> = (0..kinds).map(publish).collect();
-            for party in &self.parties {
-                party.hold(&archives, &self.upstream.route()).await;
-            }
+            self.hold(&archives).await;
             let mut rates = Vec::new();
             for clients in CROWDS {
-                let name = format!("{clients} clients, {what} of 4 MB");
+                let name = format!("clients: {clients}, {what} of 4 MB");
                 let row = Row::new(&name, Unit::Gigabyte, &[]).about("KiB of peak RSS a client");
                 let work = async |rig: &Rig, party: &Party, _: &[Archive]| {
                     vec![crowd(rig, party, clients, &archives).await]
@@ -50,7 +48,7 @@ impl Rig {
         let met = if least >= HOLDS { "met" } else { "NOT MET" };
         let bar = format!("bar: throughput >= {HOLDS} x 16 clients' {least:>8.2}  {met}");
         println!("  {bar}\n");
-        self.verdicts.push(format!("clients, {what:<43} {bar}"));
+        self.verdicts.push(format!("clients: {what:<43} {bar}"));
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 /// The process and all that descends from it.
 pub fn tree(pid: u32) -> Vec<u32> {
     let mut all = vec![pid];
@@ -80,6 +82,32 @@ pub async fn settle(pid: u32) {
             return;
         }
     }
+}
+
+/// CPU seconds of the whole machine so far but for this process and its descendants, with what a host took away.
+pub fn others() -> f64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let fields = stat.lines().next().unwrap_or_default();
+    let ticks: Vec<u64> = fields
+        .split_ascii_whitespace()
+        .filter_map(|f| f.parse().ok())
+        .collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal
+    let busy: u64 = [0, 1, 2, 5, 6, 7]
+        .iter()
+        .filter_map(|n| ticks.get(*n))
+        .sum();
+    busy as f64 / 100.0 - cpu(std::process::id())
+}
+
+/// As many open files as may be: children inherit it.
+pub fn allow_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let all = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    let _ = setrlimit(Resource::Nofile, all);
 }
 
 pub fn cores() -> usize {

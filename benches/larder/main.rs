@@ -24,8 +24,10 @@ mod works;
 
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
+use std::time::Instant;
 
 use futures_util::FutureExt as _;
+use tokio::signal::unix::{SignalKind, signal};
 
 use rivals::{Column, Party};
 use table::{Row, Sample};
@@ -38,11 +40,28 @@ fn main() {
     if std::env::args().any(|arg| arg == upstream::SERVE) {
         return upstream::serve();
     }
+    machine::allow_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(bench(Options::read()));
+    let options = Options::read();
+    runtime.block_on(async {
+        // What was started is ended in either case.
+        tokio::select! {
+            () = bench(options) => {}
+            () = told_to_stop() => eprintln!("stopped by a signal"),
+        }
+    });
+}
+
+async fn told_to_stop() {
+    let mut terminate = signal(SignalKind::terminate()).unwrap();
+    let mut interrupt = signal(SignalKind::interrupt()).unwrap();
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
 }
 
 async fn bench(options: Options) {
@@ -170,7 +189,12 @@ impl Rig {
         let columns = self.columns.iter().filter(|c| !without.contains(c));
         let columns: Vec<_> = columns.copied().collect();
         let started = start_all(&columns, &self.upstream).await;
-        self.parties = started.into_iter().filter_map(|(_, s)| s.ok()).collect();
+        for (column, started) in started {
+            match started {
+                Ok(party) => self.parties.push(party),
+                Err(why) => println!("{} did not start again: {why}", column.name()),
+            }
+        }
     }
 
     fn wants(&self, name: &str) -> bool {
@@ -192,6 +216,7 @@ impl Rig {
     ) -> Row {
         let n = self.parties.len();
         let mut failed = Vec::new();
+        let (others, start) = (machine::others(), Instant::now());
         for round in 0..self.options.rounds {
             let fresh = fresh();
             // Nobody is always the one after the slowest.
@@ -209,6 +234,7 @@ impl Rig {
                 }
             }
         }
+        row.busy = (machine::others() - others) / start.elapsed().as_secs_f64();
         for column in failed {
             println!("{} failed in this row:", column.name());
             row.forget(column);
@@ -238,12 +264,15 @@ impl Rig {
             return archive.clone();
         }
         let archive = self.upstream.publish(size, 0);
-        for party in &self.parties {
-            let archives = std::slice::from_ref(&archive);
-            party.hold(archives, &self.upstream.route()).await;
-        }
+        self.hold(std::slice::from_ref(&archive)).await;
         self.held.push((size, archive.clone()));
         archive
+    }
+
+    async fn hold(&mut self, archives: &[Archive]) {
+        let bare = self.upstream.route();
+        self.prepare(async |party| party.hold(archives, &bare).await)
+            .await;
     }
 
     /// Has every party hold the document.
@@ -251,10 +280,21 @@ impl Rig {
         if self.document_is_held {
             return;
         }
-        for party in &self.parties {
-            let route = self.upstream.route();
-            party.hold_document(&route).await;
-        }
+        let bare = self.upstream.route();
+        self.prepare(async |party| party.hold_document(&bare).await)
+            .await;
         self.document_is_held = true;
+    }
+    /// Who fails in this has no place in what follows.
+    async fn prepare(&mut self, work: impl AsyncFn(&Party)) {
+        let mut failed = Vec::new();
+        for party in &self.parties {
+            let done = AssertUnwindSafe(work(party)).catch_unwind().await;
+            if done.is_err() {
+                println!("{} failed, and is left out", party.column.name());
+                failed.push(party.column);
+            }
+        }
+        self.parties.retain(|party| !failed.contains(&party.column));
     }
 }

@@ -43,6 +43,7 @@ impl Rig {
             connect_all(&party.hot, IDLE).await;
             machine::settle(party.pid).await;
             let empty = machine::rss(party.pid);
+            machine::forget_peak(party.pid);
             let open = party.hot.open_many(IDLE).await;
             shaken.add(party.column, each(party, empty).await);
             let open = documents(open).await;
@@ -75,7 +76,12 @@ impl Rig {
         if !self.wants(GROWTH) {
             return;
         }
-        self.restart_without(&[Column::Mitmproxy]).await;
+        // squid takes minutes for it, and does it where this row is asked for.
+        let slow = match self.options.words.is_empty() {
+            true => &[Column::Mitmproxy, Column::Squid][..],
+            false => &[Column::Mitmproxy],
+        };
+        self.restart_without(slow).await;
         self.hold_document().await;
         let row = Row::new(GROWTH, Unit::Request, &[Bar::MemoryKiB(FLAT)]);
         let row = row.about("growth of RSS, KiB");

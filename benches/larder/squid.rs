@@ -45,9 +45,12 @@ pub async fn start(place: &Place) -> Result<Party, String> {
         give.arg("-R").arg(USER).arg(at);
         run(give, "chown")?;
     }
+    // Its shared memory is named after this; that of another squid is in the way.
+    let service = format!("bench{}", std::process::id());
     let base = || {
         let mut command = Command::new(&squid);
         command.current_dir(at).args(["-N", "-f", "squid.conf"]);
+        command.args(["-n", &service]);
         command
     };
     let mut folders = base();

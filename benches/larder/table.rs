@@ -52,8 +52,13 @@ pub struct Row {
     unit: Unit,
     bars: Vec<Bar>,
     memory_label: &'static str,
+    /// How many cores others had meanwhile
+    pub busy: f64,
     samples: Vec<(Column, Vec<Sample>)>,
 }
+
+/// A row is said to be disturbed where others had so many cores.
+const DISTURBED: f64 = 0.2;
 
 /// Of a column.
 const WIDTH: usize = 17;
@@ -73,6 +78,7 @@ impl Row {
             unit,
             bars: bars.to_vec(),
             memory_label: "",
+            busy: 0.0,
             samples: Vec::new(),
         }
     }
@@ -139,6 +145,10 @@ impl Row {
         let verdicts: Vec<_> = self.bars.iter().map(|bar| self.verdict(*bar)).collect();
         for verdict in &verdicts {
             println!("  {verdict}");
+        }
+        if self.busy >= DISTURBED {
+            let busy = self.busy;
+            println!("  disturbed: others had {busy:.1} cores of this machine meanwhile");
         }
         println!();
         let named = |verdict: String| format!("{:<52} {verdict}", self.name);

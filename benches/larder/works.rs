@@ -38,7 +38,11 @@ impl Rig {
             let amount = (size * streams) as f64 / 1e9;
             let row = Row::new(name, Unit::Gigabyte, &cheap);
             let work = async |rig: &Rig, party: &Party, _: &[Archive]| {
-                let times = if party.column.is_slow() { 1 } else { times };
+                let times = if party.column.is_slow() {
+                    (times / 4).max(1)
+                } else {
+                    times
+                };
                 let open = party.hot.open_many(streams).await;
                 let clock = Clock::start(rig, party);
                 get_all(open, &archive.path, times).await;
@@ -52,7 +56,7 @@ impl Rig {
         let rows = [
             ("cold miss, 1 client, 38.5 MB", 1, 0, 3, 2.0),
             ("cold miss, 1 client, at 100 MB/s", 1, 100_000_000, 1, 1.03),
-            ("cold miss, 16 clients, 38.5 MB", CLIENTS, 0, 1, 1.5),
+            ("cold miss, 16 at once, 38.5 MB", CLIENTS, 0, 1, 1.5),
         ];
         for (name, clients, rate, archives, limit) in rows {
             if !self.wants(name) {
