@@ -5,30 +5,51 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Bytes, BytesMut};
 
 use crate::error::{Error, Kind};
 
 /// Bytes read at once: several TLS records for one write to the socket.
-pub const CHUNK: u64 = 128 << 10;
+const CHUNK: u64 = 128 << 10;
+/// The same where there are many readers, for the sake of memory.
+const SMALL: u64 = 64 << 10;
+const MANY: usize = 64;
 /// Chunks that may be on their way at a time.
 const SPARE: usize = 2;
 
+static READERS: AtomicUsize = AtomicUsize::new(0);
+
 /// Reads chunks of one file, into the memory of chunks that were sent.
-#[derive(Default)]
 pub struct Chunks {
     /// What was given out, the oldest first
     given: VecDeque<Bytes>,
 }
 
+impl Default for Chunks {
+    fn default() -> Self {
+        READERS.fetch_add(1, Ordering::Relaxed);
+        Self {
+            given: VecDeque::new(),
+        }
+    }
+}
+
+impl Drop for Chunks {
+    fn drop(&mut self) {
+        READERS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Chunks {
-    /// Reads between one and `len` bytes at `at`, no more than [`CHUNK`].
+    /// Reads some bytes at `at`: at least one, at most `len`.
     ///
     /// # Errors
     /// When the disk fails, or the file ends before `at + len`.
     pub async fn read(&mut self, file: &Arc<File>, at: u64, len: u64) -> Result<Bytes, Error> {
-        let len = len.min(CHUNK) as usize;
+        let many = READERS.load(Ordering::Relaxed) > MANY;
+        let len = len.min(if many { SMALL } else { CHUNK }) as usize;
         let mut buffer = self.buffer();
         // Of what was read before, nothing is cleared: it is overwritten, or cut off below.
         if buffer.len() < len {

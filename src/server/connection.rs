@@ -13,7 +13,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::server::Acceptor;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -109,12 +109,22 @@ pub type Served = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Looks at the first byte and serves what speaks.
 pub fn greet(peer: Peer, stream: impl Stream, role: Role) -> Served {
-    Box::pin(greet_inner(peer, stream, role))
+    then_served(Box::pin(greet_inner(peer, stream, role)))
 }
 
 /// After CONNECT to an intercepted host: TLS with the very name that was asked for.
 pub fn intercept(peer: Peer, stream: impl Stream, authority: Authority) -> Served {
-    Box::pin(intercept_inner(peer, stream, authority))
+    then_served(Box::pin(intercept_inner(peer, stream, authority)))
+}
+
+/// What was needed to find out who speaks is given back before the connection is served: it may be
+/// idle for long.
+fn then_served(greeting: Pin<Box<dyn Future<Output = Option<Served>> + Send>>) -> Served {
+    Box::pin(async move {
+        if let Some(served) = greeting.await {
+            served.await;
+        }
+    })
 }
 
 /// Where a connection was going before the kernel redirected it (Linux's netfilter remembers).
@@ -134,7 +144,7 @@ fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
     (!same).then_some(original)
 }
 
-async fn greet_inner(peer: Peer, stream: impl Stream, role: Role) {
+async fn greet_inner(peer: Peer, stream: impl Stream, role: Role) -> Option<Served> {
     let mut draining = peer.entrance.server.shared.draining.subscribe();
     let patience = match role {
         Role::Stranger => LAST_WORDS,
@@ -142,36 +152,36 @@ async fn greet_inner(peer: Peer, stream: impl Stream, role: Role) {
     };
     let peeked = tokio::select! {
         peeked = timeout(patience, Peeked::new(stream)) => peeked,
-        _ = draining.wait_for(|on| *on) => return,
+        _ = draining.wait_for(|on| *on) => return None,
     };
     let Ok(Ok(Some(mut stream))) = peeked else {
-        return;
+        return None;
     };
     if stream.is_tls() && matches!(role, Role::Stranger) {
         tracing::info!(client = %peer.addr.ip(), "TLS from an address that allow_from does not list; closed");
         let _ = timeout(LAST_WORDS, stream.write_all(&ACCESS_DENIED)).await;
         let _ = timeout(LAST_WORDS, stream.shutdown()).await;
+        None
     } else if stream.is_tls() {
-        accept_tls(peer, stream, None, role).await;
+        accept_tls(peer, stream, None, role).await
     } else {
-        serve(peer, stream, role).await;
+        Some(serve(peer, stream, role))
     }
 }
 
-async fn intercept_inner(peer: Peer, stream: impl Stream, authority: Authority) {
+async fn intercept_inner(peer: Peer, stream: impl Stream, authority: Authority) -> Option<Served> {
     let mut draining = peer.entrance.server.shared.draining.subscribe();
     let patience = peer.entrance.server.config.limits.handshake;
     let peeked = tokio::select! {
         peeked = timeout(patience, Peeked::new(stream)) => peeked,
-        _ = draining.wait_for(|on| *on) => return,
+        _ = draining.wait_for(|on| *on) => return None,
     };
     let Ok(Ok(Some(mut stream))) = peeked else {
-        return;
+        return None;
     };
     if stream.is_tls() {
         let role = Role::Origin(authority.clone());
-        accept_tls(peer, stream, Some(authority), role).await;
-        return;
+        return accept_tls(peer, stream, Some(authority), role).await;
     }
     tracing::info!(peer = %peer.addr, host = %authority, "plain bytes after CONNECT; closed");
     let body = r#"{"errors":["larder: this host is served over TLS alone; use an https URL"]}"#;
@@ -181,6 +191,7 @@ async fn intercept_inner(peer: Peer, stream: impl Stream, authority: Authority) 
     );
     let _ = timeout(LAST_WORDS, stream.write_all(answer.as_bytes())).await;
     let _ = timeout(LAST_WORDS, stream.shutdown()).await;
+    None
 }
 
 /// Shakes hands for the CONNECT's host, or for whom the ClientHello names.
@@ -189,14 +200,13 @@ async fn accept_tls<S: Stream>(
     mut stream: Peeked<S>,
     connect: Option<Authority>,
     role: Role,
-) {
+) -> Option<Served> {
     let server = peer.entrance.server.clone();
     let mut draining = server.shared.draining.subscribe();
     if peer.redirected.is_some() && connect.is_none() {
         stream.record();
     }
-    // Boxed: what a handshake needs is not kept for the rest of the connection.
-    let handshake = Box::pin(async {
+    let handshake = async {
         let mut start = LazyConfigAcceptor::new(Acceptor::default(), stream)
             .await
             .ok()?;
@@ -240,22 +250,24 @@ async fn accept_tls<S: Stream>(
         // The session's certificates were checked by the verifier, now or when it began.
         let certified = asks_clients && tls.get_ref().1.peer_certificates().is_some();
         Some(Greeted::Tls(Box::new(tls), role, certified))
-    });
+    };
     let done = tokio::select! {
         done = timeout(server.config.limits.handshake, handshake) => done,
-        _ = draining.wait_for(|on| *on) => return,
+        _ = draining.wait_for(|on| *on) => return None,
     };
-    if let Ok(Some(Greeted::Through(at, named, hello, stream))) = done {
-        return proxy::through(peer, stream, at, named, hello).await;
-    }
-    if let Ok(Some(Greeted::Tls(tls, role, certified))) = done {
-        let certified = certified || peer.certified;
-        let tls_peer = Peer {
-            certified,
-            tls: true,
-            ..peer
-        };
-        serve(tls_peer, *tls, role).await;
+    match done.ok()?? {
+        Greeted::Through(at, named, hello, stream) => {
+            Some(Box::pin(proxy::through(peer, stream, at, named, hello)))
+        }
+        Greeted::Tls(tls, role, certified) => {
+            let certified = certified || peer.certified;
+            let tls_peer = Peer {
+                certified,
+                tls: true,
+                ..peer
+            };
+            Some(serve_when_asked(tls_peer, tls, role))
+        }
     }
 }
 
@@ -310,8 +322,30 @@ fn choose(
     Some((name.clone(), Role::Origin(authority.clone())))
 }
 
+/// Waits for a first request before it makes room for any.
+fn serve_when_asked(peer: Peer, mut stream: Box<impl Stream>, role: Role) -> Served {
+    let mut draining = peer.entrance.server.shared.draining.subscribe();
+    let patience = peer.entrance.server.config.limits.idle;
+    let mut first = [0];
+    let waiting = Box::pin(async move {
+        let read = tokio::select! {
+            read = timeout(patience, stream.read(&mut first)) => read,
+            _ = draining.wait_for(|on| *on) => Ok(Ok(0)),
+        };
+        match read {
+            Ok(Ok(1)) => return Some(serve(peer, Peeked::back(first[0], stream), role)),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "connection ended"),
+            Err(_) => tracing::debug!(peer = %peer.addr, "nothing was asked for; closed"),
+        }
+        let _ = timeout(FAREWELL, stream.shutdown()).await;
+        None
+    });
+    then_served(waiting)
+}
+
 /// HTTP/1.1 until the peer or draining ends it.
-async fn serve(peer: Peer, stream: impl Stream, role: Role) {
+fn serve(peer: Peer, stream: impl Stream, role: Role) -> Served {
     let mut draining = peer.entrance.server.shared.draining.subscribe();
     let running = peer.running.clone();
     let mut limits = peer.entrance.server.config.limits.clone();
@@ -341,21 +375,23 @@ async fn serve(peer: Peer, stream: impl Stream, role: Role) {
         .max_buf_size(limits.header_bytes)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
-    tokio::pin!(connection);
-    tokio::select! {
-        result = connection.as_mut() => {
-            if let Err(error) = result {
-                tracing::debug!(%error, "connection ended");
+    let mut connection = Box::pin(connection);
+    Box::pin(async move {
+        tokio::select! {
+            result = connection.as_mut() => {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "connection ended");
+                }
+                return;
             }
-            return;
+            _ = draining.wait_for(|on| *on) => connection.as_mut().graceful_shutdown(),
         }
-        _ = draining.wait_for(|on| *on) => connection.as_mut().graceful_shutdown(),
-    }
-    if running.load(Ordering::SeqCst) == 0 {
-        let _ = timeout(FAREWELL, connection).await;
-    } else {
-        let _ = connection.await;
-    }
+        if running.load(Ordering::SeqCst) == 0 {
+            let _ = timeout(FAREWELL, connection).await;
+        } else {
+            let _ = connection.await;
+        }
+    })
 }
 
 async fn dispatch(peer: Peer, role: Role, request: Request<Incoming>) -> Response<Body> {
