@@ -66,13 +66,19 @@ impl<S: Stream> AsyncRead for Peeked<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let result = match self.first.take_if(|_| buf.remaining() > 0) {
-            Some(first) => {
-                buf.put_slice(&[first]);
-                Poll::Ready(Ok(()))
-            }
-            None => Pin::new(&mut self.inner).poll_read(cx, buf),
-        };
+        let first = self.first.take_if(|_| buf.remaining() > 0);
+        if let Some(first) = first {
+            buf.put_slice(&[first]);
+        }
+        let mut result = Poll::Ready(Ok(()));
+        if buf.remaining() > 0 || first.is_none() {
+            result = Pin::new(&mut self.inner).poll_read(cx, buf);
+        }
+        // What else is there comes with the first byte: a reader that got one alone would make room
+        // for a second time. Without it, what ails the stream is told with the next read.
+        if first.is_some() {
+            result = Poll::Ready(Ok(()));
+        }
         if let Some(record) = &mut self.record {
             record.extend_from_slice(&buf.filled()[before..]);
         }
