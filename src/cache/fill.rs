@@ -61,7 +61,9 @@ pub struct State {
 pub enum Phase {
     Running,
     /// All bytes may be seen: verified, or there is no digest to verify by
-    Whole,
+    Whole {
+        verified: bool,
+    },
     /// The disk has no room for the rest: each follower goes on from upstream by itself
     Spilled(Arc<Spill>),
     /// Upstream answered otherwise
@@ -112,16 +114,11 @@ pub struct Refusal {
 impl FillHead {
     /// What is known of the digest by now.
     pub fn digest(&self) -> DigestKnown {
-        known(&self.learning)
-    }
-}
-
-/// What is known of a digest by now.
-pub fn known(learning: &Learning) -> DigestKnown {
-    match learning.clone().now_or_never() {
-        Some(Verdict::Known(..)) => DigestKnown::Yes,
-        Some(Verdict::NoneToBeHad) => DigestKnown::Never,
-        _ => DigestKnown::NotYet,
+        match self.learning.clone().now_or_never() {
+            Some(Verdict::Known(..)) => DigestKnown::Yes,
+            Some(Verdict::NoneToBeHad) => DigestKnown::Never,
+            _ => DigestKnown::NotYet,
+        }
     }
 }
 
@@ -201,6 +198,11 @@ impl Fill {
         }
     }
 
+    /// Whether it ended with bytes that nothing was to be had to verify by.
+    pub fn is_unverified(&self) -> bool {
+        matches!(self.state.borrow().phase, Phase::Whole { verified: false })
+    }
+
     /// Waits until all bytes may be seen; their number.
     pub async fn whole(&self) -> Result<u64, Error> {
         let mut state = self.state.clone();
@@ -208,7 +210,7 @@ impl Fill {
             {
                 let state = state.borrow_and_update();
                 match &state.phase {
-                    Phase::Whole => return Ok(state.written),
+                    Phase::Whole { .. } => return Ok(state.written),
                     Phase::Failed(e) => return Err(e.clone()),
                     Phase::Refused(_) | Phase::Spilled(_) => return Err(vanished(&self.url)),
                     Phase::Running => {}

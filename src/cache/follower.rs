@@ -160,8 +160,8 @@ impl Following {
                 let state = self.state.borrow_and_update();
                 let length = state.head.as_ref().and_then(|head| head.length);
                 match &state.phase {
-                    Phase::Whole if at >= state.written => return Ok(Until::End),
-                    Phase::Whole => return Ok(Until::Byte(state.written)),
+                    Phase::Whole { .. } if at >= state.written => return Ok(Until::End),
+                    Phase::Whole { .. } => return Ok(Until::Byte(state.written)),
                     Phase::Failed(e) => return Err(e.clone()),
                     Phase::Refused(_) => return Err(vanished(&self.fill.url)),
                     Phase::Running | Phase::Spilled(_) => {

@@ -227,7 +227,7 @@ impl Cache {
         held.record = Arc::new(record);
         // A query may be anything: a name for each would be without bound.
         let plain = url.query().is_none() && url.fragment().is_none();
-        if self.store.find(key).is_none() && plain {
+        if held.named && self.store.find(key).is_none() && plain {
             let (store, key, record) = (self.store.clone(), key.to_owned(), held.record.clone());
             tokio::task::spawn_blocking(move || {
                 if let Err(error) = store.name(&key, digest, &record) {
@@ -340,13 +340,18 @@ impl Cache {
         source: Source,
         mut terms: Terms,
     ) -> Joined {
+        let changes = self.store.changes();
+        let seen = self.store.find(key);
         let mut fills = self.lock();
         let url = source.url.clone();
         if let Some(fill) = running(&fills, key, digest, &url).filter(|fill| fill.is_joinable()) {
             return Joined::Fill(fill.clone(), fill.follow(), true);
         }
         // A fill may have been committed between the look into the store and the lock.
-        let digest = digest.or_else(|| self.store.find(key));
+        let digest = digest.or_else(|| match self.store.changes() == changes {
+            true => seen,
+            false => self.store.find(key),
+        });
         if let Some(held) = digest
             .and_then(|d| self.store.open_blob(d))
             .filter(|held| held.checked)

@@ -173,11 +173,11 @@ impl Writer {
         let outcome = conclude(sources, &self.learning, url, &nobody, self.terms, found).await;
         let (words, vouched) = match outcome {
             Ok(Outcome::Verified(words, vouched)) => (words, vouched),
-            Ok(Outcome::Unverified) => return self.end(Phase::Whole),
+            Ok(Outcome::Unverified) => return self.end(Phase::Whole { verified: false }),
             Err(e) => return self.end(Phase::Failed(e)),
         };
         // Followers have waited for nothing but this.
-        self.end(Phase::Whole);
+        self.end(Phase::Whole { verified: true });
         METRICS.archives_verified.inc();
         if let Ok(verified) = staged.verify(found) {
             self.commit(verified, &words, head, vouched).await;

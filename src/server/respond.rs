@@ -2,6 +2,7 @@
 //! and the line that each request leaves in the log.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -21,9 +22,8 @@ use hyper::{Method, Response, StatusCode};
 use super::conditional::{Part, not_modified, part};
 use super::connection::Peer;
 use super::leases::Summary;
-use crate::cache::fill::{DigestKnown, known};
+use crate::cache::fill::Fill;
 use crate::cache::follower::Reader;
-use crate::cache::verdict::Learning;
 use crate::error::{Error, Kind};
 use crate::telemetry::{METRICS, Outcome};
 use crate::upstream::download::length;
@@ -71,15 +71,14 @@ pub struct ArchiveBytes {
     pub from_cache: bool,
     /// Whether a complete answer is a verified one, as far as that was known when it began
     pub verified: bool,
-    /// How to know better at the end
-    pub learning: Option<Learning>,
+    /// Where it came from a fill, which knows better at the end
+    pub fill: Option<Arc<Fill>>,
 }
 
 impl ArchiveBytes {
     /// Whether what was sent whole was verified.
     fn is_verified(&self) -> bool {
-        let never = |learning: &Learning| known(learning) == DigestKnown::Never;
-        self.verified && !self.learning.as_ref().is_some_and(never)
+        self.verified && !self.fill.as_ref().is_some_and(|fill| fill.is_unverified())
     }
 }
 

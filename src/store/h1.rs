@@ -37,7 +37,12 @@ pub(super) fn work(store: &Weak<Store>, queue: Waiting) {
 
 /// None when the store is closed.
 fn compute(store: &Weak<Store>, digest: Digest) -> Option<()> {
-    let path = content_path(&store.upgrade()?.cache, &digest);
+    let this = store.upgrade()?;
+    if !this.lock().is_without_h1(&digest) {
+        return Some(());
+    }
+    let path = content_path(&this.cache, &digest);
+    drop(this);
     // It may have been evicted since.
     let Ok(file) = File::open(path) else {
         return Some(());
@@ -74,9 +79,7 @@ impl Store {
             Some(blob) => blob.h1 = Some(hash.into()),
             None => return,
         }
-        if let Some(first) = self.first_name(digest)
-            && let Err(error) = self.name(&first.key, digest, &first.record)
-        {
+        if let Err(error) = self.rename_first(digest) {
             tracing::debug!(%digest, %error, "an h1 hash cannot be kept");
         }
     }

@@ -27,6 +27,20 @@ pub struct Entry {
     pub record: Arc<Record>,
 }
 
+impl Entry {
+    /// About how many bytes it takes in memory.
+    pub fn weight(&self) -> u32 {
+        let record = &self.record;
+        let headers = record
+            .headers
+            .iter()
+            .map(|(name, value)| name.len() + value.len() + 48);
+        let sources = record.sources.iter().map(|source| source.len() + 24);
+        let all = 512 + self.key.len() + headers.sum::<usize>() + sources.sum::<usize>();
+        u32::try_from(all).unwrap_or(u32::MAX)
+    }
+}
+
 /// What is kept with an archive beside its bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -62,6 +76,9 @@ pub struct Bucket {
     lines: Vec<String>,
 }
 
+/// How a file's name ends that takes the place of a torn one.
+pub const MENDING: &str = "mending";
+
 /// The index file's JSON, as cacache writes it.
 #[derive(Deserialize)]
 struct Line {
@@ -74,16 +91,38 @@ struct Line {
 
 /// All files of the index of `cache`. A file that cannot be read is an error with its path.
 pub fn buckets(cache: &Path) -> impl Iterator<Item = Result<Bucket, (PathBuf, io::Error)>> {
-    files_below(&cache.join("index-v5"), 3).map(|path| Bucket::read(&path).map_err(|e| (path, e)))
+    bucket_paths(cache).map(|found| {
+        let path = found?;
+        Bucket::read(&path).map_err(|e| (path, e))
+    })
 }
 
-/// All content files of `cache`, with the digest that their path names, if it names one.
+/// The paths of all files of the index, or of folders that cannot be read.
+pub fn bucket_paths(cache: &Path) -> impl Iterator<Item = Found> {
+    files_below(cache.join("index-v5"), 3)
+}
+
+/// All content files of `cache` that can be seen, with the digest that their path names, if it names
+/// one.
 pub fn contents(cache: &Path) -> impl Iterator<Item = (PathBuf, Option<Digest>)> {
-    files_below(&cache.join("content-v2/sha256"), 3).map(|path| {
-        let digest = hex_of(&path).parse().ok();
+    content_paths(cache).flatten().map(|path| {
+        let digest = digest_at(&path);
         (path, digest)
     })
 }
+
+/// The paths of all content files, or of folders that cannot be read.
+pub fn content_paths(cache: &Path) -> impl Iterator<Item = Found> {
+    files_below(cache.join("content-v2/sha256"), 3)
+}
+
+/// The digest that a content file's path names.
+pub fn digest_at(path: &Path) -> Option<Digest> {
+    hex_of(path).parse().ok()
+}
+
+/// A file, or a folder that cannot be read and why.
+pub type Found = Result<PathBuf, (PathBuf, io::Error)>;
 
 /// The hexadecimal digits that the last three parts of a path are.
 fn hex_of(path: &Path) -> String {
@@ -154,7 +193,7 @@ impl Bucket {
 
     /// Writes the file anew without its torn lines.
     pub fn mend(&self) -> io::Result<()> {
-        let temporary = self.path.with_extension("mending");
+        let temporary = self.path.with_extension(MENDING);
         let text: String = self.lines.iter().flat_map(|line| ["\n", line]).collect();
         fs::write(&temporary, text)?;
         fs::rename(&temporary, &self.path)
@@ -181,13 +220,23 @@ fn parse_line(line: &str) -> Option<(String, Option<Entry>)> {
 }
 
 /// All files below `dir`, folder by folder: there may be millions.
-fn files_below(dir: &Path, depth: usize) -> Box<dyn Iterator<Item = PathBuf>> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    Box::new(entries.flat_map(move |entry| match entry.file_type() {
-        Ok(kind) if kind.is_dir() && depth > 0 => files_below(&entry.path(), depth - 1),
-        Ok(kind) if kind.is_file() => Box::new(std::iter::once(entry.path())),
-        _ => Box::new(std::iter::empty()),
-    }))
+fn files_below(dir: PathBuf, depth: usize) -> Box<dyn Iterator<Item = Found>> {
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Box::new(std::iter::empty()),
+        Err(e) => return Box::new(std::iter::once(Err((dir, e)))),
+    };
+    Box::new(
+        entries.flat_map(move |entry| -> Box<dyn Iterator<Item = Found>> {
+            let kind = entry.and_then(|entry| Ok((entry.file_type()?, entry.path())));
+            match kind {
+                Ok((kind, path)) if kind.is_dir() && depth > 0 => files_below(path, depth - 1),
+                Ok((kind, path)) if kind.is_file() => Box::new(std::iter::once(Ok(path))),
+                Ok(_) => Box::new(std::iter::empty()),
+                Err(e) => Box::new(std::iter::once(Err((dir.clone(), e)))),
+            }
+        }),
+    )
 }
 
 #[cfg(test)]

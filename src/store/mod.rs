@@ -17,7 +17,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -37,6 +37,8 @@ use table::{Inner, Known, Stamp};
 const DEFAULT_BUDGET: u64 = 50 << 30;
 /// The part of the budget that may be added before it is known what is held.
 const EARLY: u64 = 16;
+/// Blobs entered or removed under one lock.
+const BATCH: usize = 64;
 
 /// The store of one data dir. One process at a time may have it open.
 pub struct Store {
@@ -44,7 +46,7 @@ pub struct Store {
     tmp: PathBuf,
     budget: AtomicU64,
     /// Whether the budget is to fit the disk
-    fit: bool,
+    fit: AtomicBool,
     /// Of one archive
     archive_limit: u64,
     temporary: AtomicU64,
@@ -67,6 +69,8 @@ pub struct Held {
     pub file: Arc<File>,
     pub size: u64,
     pub record: Arc<Record>,
+    /// Whether any record was found
+    pub named: bool,
     stamp: Stamp,
     /// Whether the bytes were already found right since the start and did not change since.
     pub checked: bool,
@@ -114,7 +118,7 @@ impl Store {
             cache,
             tmp,
             budget: AtomicU64::new(budget.unwrap_or(DEFAULT_BUDGET)),
-            fit: budget.is_none(),
+            fit: AtomicBool::new(budget.is_none()),
             archive_limit,
             temporary: AtomicU64::new(0),
             read_only: false,
@@ -134,7 +138,7 @@ impl Store {
         Arc::new(Self {
             tmp: data_dir.join("tmp"),
             budget: AtomicU64::new(0),
-            fit: false,
+            fit: AtomicBool::new(false),
             archive_limit: 0,
             temporary: AtomicU64::new(0),
             read_only: true,
@@ -153,22 +157,22 @@ impl Store {
 
     /// Holds no more than that from now on.
     pub fn set_budget(&self, bytes: u64) {
+        self.fit.store(false, Ordering::Relaxed);
         self.budget.store(bytes, Ordering::Relaxed);
-        self.keep_to_budget();
+        if self.lock().known == Known::All {
+            self.evict(|inner| inner.stored > self.room(inner), None);
+        }
     }
 
-    /// Evicts what the budget does not hold, as far as it is known what is held.
-    fn keep_to_budget(&self) {
-        self.fit_disk();
-        let mut inner = self.lock();
-        if inner.known == Known::All {
-            self.evict(&mut inner, Some(self.budget()), None);
-        }
+    /// What the budget has for blobs beside what is reserved.
+    fn room(&self, inner: &Inner) -> u64 {
+        self.budget().saturating_sub(inner.reserved)
     }
 
     /// Where no budget was given: half of what the disk has for larder.
     fn fit_disk(&self) {
-        if let (true, Ok(disk)) = (self.fit, rustix::fs::statvfs(&self.cache)) {
+        let fit = self.fit.load(Ordering::Relaxed);
+        if let (true, Ok(disk)) = (fit, rustix::fs::statvfs(&self.cache)) {
             let free = disk.f_bavail.saturating_mul(disk.f_frsize);
             let half = free.saturating_add(self.lock().stored) / 2;
             self.budget
@@ -180,8 +184,8 @@ impl Store {
     /// forgotten.
     pub fn open_blob(&self, digest: Digest) -> Option<Held> {
         let mut inner = self.lock();
-        if !inner.blobs.contains_key(&digest) {
-            self.discover(&mut inner, digest)?;
+        if !inner.blobs.contains_key(&digest) && !self.discover(&mut inner, digest, None) {
+            return None;
         }
         let blob = inner.use_blob(digest)?;
         let (size, checked) = (blob.size, blob.checked);
@@ -193,14 +197,16 @@ impl Store {
                     inner.touch(digest, &file);
                 }
                 drop(inner);
+                let first = self.first_name(digest);
+                if self.read_only && first.as_ref().is_some_and(|first| first.size != size) {
+                    return None;
+                }
                 Some(Held {
                     digest,
                     file: Arc::new(file),
                     size,
-                    record: self
-                        .first_name(digest)
-                        .map(|name| name.record.clone())
-                        .unwrap_or_default(),
+                    named: first.is_some(),
+                    record: first.map(|first| first.record.clone()).unwrap_or_default(),
                     checked: checked == Some(stamp),
                     stamp,
                 })
@@ -256,17 +262,19 @@ impl Store {
         fs::rename(verified.path(), &path)?;
         inner.reserved -= verified.renamed();
         let stamp = Stamp::of(verified.file())?;
+        let known = inner.blobs.contains_key(&digest) || inner.known < Known::All;
         let blob = inner.insert_blob(digest, size, SystemTime::now());
         blob.checked = Some(stamp);
+        blob.used = SystemTime::now();
         blob.found = false;
-        if inner.known < Known::Contents {
+        if inner.known < Known::All {
             inner.early += size;
         }
         drop(inner);
         let named = self
             .sync_folders(folder)
             .and_then(|()| self.name(key, digest, record));
-        if named.is_err() {
+        if named.is_err() && !known {
             // Without an entry its headers would be lost at the next start.
             let mut inner = self.lock();
             if inner
@@ -292,33 +300,46 @@ impl Store {
     /// than `max_size` bytes are held (blocking, until all that is held is known).
     pub fn gc(&self, max_size: Option<u64>, unused_for: Option<Duration>) -> Freed {
         self.settle();
-        self.evict(&mut self.lock(), max_size, unused_for)
+        self.evict(
+            |inner| max_size.is_some_and(|max| inner.stored > max),
+            unused_for,
+        )
     }
 
-    fn evict(
-        &self,
-        inner: &mut Inner,
-        max_size: Option<u64>,
-        unused_for: Option<Duration>,
-    ) -> Freed {
+    /// The same while there is `too_much`. Others come between.
+    fn evict(&self, too_much: impl Fn(&Inner) -> bool, unused_for: Option<Duration>) -> Freed {
         let mut freed = Freed::default();
+        while self.evict_some(&mut freed, &too_much, unused_for) {}
+        freed
+    }
+
+    /// Evicts no more than is soon done; whether there is more to do.
+    fn evict_some(
+        &self,
+        freed: &mut Freed,
+        too_much: impl Fn(&Inner) -> bool,
+        unused_for: Option<Duration>,
+    ) -> bool {
+        let mut inner = self.lock();
         let now = SystemTime::now();
-        while let Some((_, digest)) = inner.order.first_key_value() {
-            let digest = *digest;
-            let too_old = unused_for.is_some_and(|age| {
-                let used = inner.blobs.get(&digest).map(|blob| blob.used);
+        for _ in 0..BATCH {
+            let oldest = inner.order.first_key_value().map(|(_, digest)| *digest);
+            let too_old = |digest: &Digest| {
+                let used = inner.blobs.get(digest).map(|blob| blob.used);
                 // A use in the future, by a clock that was set back, is one just now.
-                used.is_some_and(|used| now.duration_since(used).unwrap_or_default() >= age)
-            });
-            if !too_old && max_size.is_none_or(|max| inner.stored <= max) {
-                break;
-            }
+                let unused = used.map(|used| now.duration_since(used).unwrap_or_default());
+                unused_for.is_some_and(|age| unused.is_some_and(|unused| unused >= age))
+            };
+            freed.held = inner.stored;
+            let Some(digest) = oldest.filter(|oldest| too_old(oldest) || too_much(&inner)) else {
+                return false;
+            };
             freed.blobs += 1;
-            freed.bytes += self.remove(inner, digest);
+            freed.bytes += self.remove(&mut inner, digest);
+            freed.held = inner.stored;
             METRICS.evictions.inc();
         }
-        freed.held = inner.stored;
-        freed
+        true
     }
 
     /// Removes a blob that is known to be bad (blocking, until all that is held is known).
@@ -336,13 +357,13 @@ impl Store {
         if wanted > budget {
             return Err(Full::NoRoom);
         }
-        if inner.known < Known::Contents && inner.early.saturating_add(wanted) > budget / EARLY {
+        if inner.known < Known::All && inner.early.saturating_add(wanted) > budget / EARLY {
             return Err(Full::NoRoom);
         }
         while inner.stored > budget - wanted {
             let oldest = inner.order.first_key_value().map(|(_, digest)| *digest);
             // Before all are known, the oldest one is not known either.
-            let Some(oldest) = oldest.filter(|_| inner.known >= Known::Contents) else {
+            let Some(oldest) = oldest.filter(|_| inner.known == Known::All) else {
                 return Err(Full::NoRoom);
             };
             self.remove(&mut inner, oldest);
@@ -363,7 +384,7 @@ impl Store {
         let Some(free) = free() else {
             return false;
         };
-        if inner.known < Known::Contents || free.saturating_add(inner.stored) < bytes {
+        if inner.known < Known::All || free.saturating_add(inner.stored) < bytes {
             return free >= bytes;
         }
         let mut freed = 0;

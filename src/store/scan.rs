@@ -5,19 +5,22 @@
 //! added than a part of the budget.
 
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::Store;
-use super::index::{self, Bucket, BucketName, content_path};
+use super::index::{self, Bucket, BucketName, MENDING, content_path};
 use super::table::Known;
+use super::{BATCH, Store};
 use crate::digest::Digest;
 
-/// Blobs entered under one lock.
-const BATCH: usize = 512;
 /// How long a start waits for it: a store of the usual size is known by then.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// A folder that could not be read may be readable later: too many files may be open.
+const TRIES: usize = 3;
+const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 2000 });
 
 impl Store {
     /// Waits until all blobs and names are known (blocking), no longer than `patience`; whether
@@ -40,14 +43,6 @@ impl Store {
     pub fn settle(&self) {
         while !self.read_only && !self.wait_for_scan(Duration::from_secs(1)) {}
     }
-
-    fn advance(&self, known: Known) {
-        let mut inner = self.lock();
-        inner.known = known;
-        inner.gone = Default::default();
-        drop(inner);
-        self.scanned.notify_all();
-    }
 }
 
 /// Starts the thread that looks through the store and then does what `afterwards` says, and gives it
@@ -56,7 +51,7 @@ pub(super) fn start(store: &Arc<Store>, afterwards: impl FnOnce(Weak<Store>) + S
     let weak = Arc::downgrade(store);
     let thread = std::thread::Builder::new().name("store".into());
     let started = thread.spawn(move || {
-        if scan(&weak).is_some() {
+        if guarded_scan(&weak).is_some() {
             afterwards(weak);
         }
     });
@@ -65,41 +60,63 @@ pub(super) fn start(store: &Arc<Store>, afterwards: impl FnOnce(Weak<Store>) + S
         Ok(_) => tracing::info!("the store is large; serving while it is looked through"),
         Err(error) => {
             tracing::warn!(%error, "no thread to look through the store; looking first");
-            let _ = scan(&Arc::downgrade(store));
+            let _ = guarded_scan(&Arc::downgrade(store));
         }
     }
+}
+
+/// Nobody waits for ever for a scan that broke off.
+fn guarded_scan(store: &Weak<Store>) -> Option<()> {
+    catch_unwind(AssertUnwindSafe(|| scan(store))).unwrap_or_else(|_| {
+        tracing::error!(
+            "looking through the store broke off; what was not found yet is fetched anew"
+        );
+        store.upgrade()?.finish();
+        Some(())
+    })
 }
 
 /// None when the store was closed meanwhile.
 pub(super) fn scan(store: &Weak<Store>) -> Option<()> {
     let started = Instant::now();
     let cache = store.upgrade()?.cache.clone();
-    scan_contents(store, &cache)?;
-    let whole = scan_names(store, &cache)?;
+    let contents = scan_contents(store, &cache)?;
+    let names = scan_names(store, &cache, contents)?;
     let this = store.upgrade()?;
-    if whole {
+    if contents && names {
         this.drop_nameless();
+    } else {
+        tracing::error!(path = %cache.display(), "parts of the store cannot be read; what lies there is fetched anew; run `larder verify`");
     }
     this.fit_disk();
+    this.finish();
     let (blobs, bytes) = {
-        let mut inner = this.lock();
-        this.evict(&mut inner, Some(this.budget()), None);
+        let inner = this.lock();
         (inner.blobs.len(), inner.stored)
     };
-    this.advance(Known::All);
     let took = started.elapsed().as_millis() as u64;
     tracing::info!(blobs, bytes, took_ms = took, "all that is held is known");
     Some(())
 }
 
-fn scan_contents(store: &Weak<Store>, cache: &Path) -> Option<()> {
+/// Whether every folder could be read.
+fn scan_contents(store: &Weak<Store>, cache: &Path) -> Option<bool> {
     let mut found: Vec<(SystemTime, Digest, u64)> = Vec::new();
-    for (path, digest) in index::contents(cache) {
-        if let (Some(digest), Ok(m)) = (digest, fs::metadata(&path)) {
-            let used = m.accessed().or_else(|_| m.modified());
-            found.push((used.unwrap_or(SystemTime::UNIX_EPOCH), digest, m.len()));
+    let whole = in_tries(store, || {
+        found.clear();
+        for path in index::content_paths(cache) {
+            let path = path?;
+            let size = match fs::metadata(&path) {
+                Ok(m) => Some((m.accessed().or_else(|_| m.modified()), m.len())),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                Err(e) => return Err((path, e)),
+            };
+            if let (Some(digest), Some((used, size))) = (index::digest_at(&path), size) {
+                found.push((used.unwrap_or(SystemTime::UNIX_EPOCH), digest, size));
+            }
         }
-    }
+        Ok(())
+    })?;
     found.sort_unstable();
     for (i, batch) in found.chunks(BATCH).enumerate() {
         let this = store.upgrade()?;
@@ -108,75 +125,123 @@ fn scan_contents(store: &Weak<Store>, cache: &Path) -> Option<()> {
             inner.find_blob(*digest, *size, *used, (i * BATCH + j) as u64);
         }
     }
-    store.upgrade()?.advance(Known::Contents);
-    Some(())
+    store.upgrade()?.lock().known = Known::Contents;
+    Some(whole)
 }
 
-/// Whether every index file could be read.
-fn scan_names(store: &Weak<Store>, cache: &Path) -> Option<bool> {
-    let mut whole = true;
-    for bucket in index::buckets(cache) {
-        let this = store.upgrade()?;
-        match bucket {
-            Ok(bucket) => this.take_in(&bucket),
-            // An eviction came between.
-            Err((_, e)) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err((path, e)) => {
-                whole = false;
-                tracing::warn!(path = %path.display(), error = %e, "an index file cannot be read");
+/// Whether every index file could be read. Without all contents, nothing is taken for gone.
+fn scan_names(store: &Weak<Store>, cache: &Path, contents: bool) -> Option<bool> {
+    let mut closed = false;
+    let whole = in_tries(store, || {
+        for path in index::bucket_paths(cache) {
+            let Some(this) = store.upgrade() else {
+                closed = true;
+                return Ok(());
+            };
+            let path = path?;
+            match this.take_in(&path, contents) {
+                // An eviction came between.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err((path, e)),
+                Ok(()) => {}
             }
         }
+        Ok(())
+    });
+    if closed { None } else { whole }
+}
+
+/// Does it again where something cannot be read; whether it was done in the end.
+fn in_tries(
+    store: &Weak<Store>,
+    mut work: impl FnMut() -> Result<(), (PathBuf, io::Error)>,
+) -> Option<bool> {
+    for tried in 1..=TRIES {
+        let Err((path, error)) = work() else {
+            return Some(true);
+        };
+        tracing::warn!(path = %path.display(), %error, tried, "a part of the store cannot be read");
+        if tried < TRIES {
+            store.upgrade()?;
+            std::thread::sleep(PAUSE);
+        }
     }
-    Some(whole)
+    Some(false)
 }
 
 impl Store {
     /// Notes whom an index file names, mends it if it is torn, and drops what names nothing.
-    fn take_in(&self, bucket: &Bucket) {
-        let Some(name) = BucketName::at(&bucket.path) else {
-            return;
+    fn take_in(&self, path: &Path, contents: bool) -> io::Result<()> {
+        let Some(name) = BucketName::at(path) else {
+            if path.extension().is_some_and(|ending| ending == MENDING) {
+                // A crash came before it got its name.
+                fs::remove_file(path)?;
+            }
+            return Ok(());
         };
+        let changes = self.changes();
+        let bucket = Bucket::read(path)?;
         let mut inner = self.lock();
         let held = |digest| inner.blobs.contains_key(digest);
         let right = bucket.entries.iter().all(|entry| held(&entry.digest));
-        if bucket.torn == 0 && right {
+        if bucket.torn == 0 && right && inner.changes == changes {
             for entry in &bucket.entries {
                 inner.note_name(name, entry);
             }
-            return;
+            return Ok(());
         }
-        // It may have changed since it was read: under the lock it does not.
-        let Ok(bucket) = Bucket::read(&bucket.path) else {
-            return;
-        };
+        // Under the lock it does not change.
+        let bucket = Bucket::read(path)?;
         if bucket.torn > 0 {
-            tracing::warn!(path = %bucket.path.display(), "index lines were torn; dropped them");
+            tracing::warn!(path = %path.display(), "index lines were torn; dropped them");
             let _ = bucket.mend();
         }
         for entry in &bucket.entries {
             if inner.blobs.contains_key(&entry.digest) {
                 inner.note_name(name, entry);
-            } else {
-                tracing::warn!(key = %entry.key, "an index entry's content is gone; dropped it");
+            } else if contents {
+                if !inner.gone.contains(&entry.digest) {
+                    tracing::warn!(key = %entry.key, "an index entry's content is gone; dropped it");
+                }
                 self.unname(&name, entry.digest);
             }
         }
+        Ok(())
     }
 
     /// A crash came between their name and their entry: their headers are lost, so they are fetched
     /// anew when they are next asked for.
     fn drop_nameless(&self) {
-        let mut inner = self.lock();
-        let nameless: Vec<Digest> = inner
-            .blobs
-            .iter()
-            .filter(|(_, blob)| blob.found && blob.names.is_empty())
-            .map(|(digest, _)| *digest)
-            .collect();
-        for digest in nameless {
-            tracing::warn!(%digest, "a blob has no index entry; dropped it");
-            inner.forget(digest);
-            let _ = fs::remove_file(content_path(&self.cache, &digest));
+        let nameless: Vec<Digest> = {
+            let inner = self.lock();
+            let blobs = inner.blobs.iter();
+            let nameless = blobs.filter(|(_, blob)| blob.found && blob.names.is_empty());
+            nameless.map(|(digest, _)| *digest).collect()
+        };
+        for batch in nameless.chunks(BATCH) {
+            let mut inner = self.lock();
+            for digest in batch {
+                let blob = inner.blobs.get(digest);
+                if blob.is_some_and(|blob| blob.found && blob.names.is_empty()) {
+                    tracing::warn!(%digest, "a blob has no index entry; dropped it");
+                    inner.forget(*digest);
+                    let _ = fs::remove_file(content_path(&self.cache, digest));
+                }
+            }
         }
+    }
+
+    /// All is known: the budget holds from here on.
+    fn finish(&self) {
+        loop {
+            self.evict(|inner| inner.stored > self.room(inner), None);
+            let mut inner = self.lock();
+            if inner.stored <= self.room(&inner) || inner.order.is_empty() {
+                inner.known = Known::All;
+                inner.gone = Default::default();
+                break;
+            }
+        }
+        self.scanned.notify_all();
     }
 }

@@ -16,8 +16,8 @@ use crate::telemetry::METRICS;
 
 /// A use is written to disk no more often than this.
 const TOUCH: Duration = Duration::from_secs(60);
-/// Index entries in memory.
-const HOT: u64 = 20_000;
+/// Index entries in memory, in bytes.
+const HOT: u64 = 32 << 20;
 /// The turns before this one are for what the scan finds: it was used before everything else.
 const FIRST_TURN: u64 = 1 << 40;
 
@@ -33,9 +33,9 @@ pub(super) struct Inner {
     /// Goes up with each change of an entry
     pub changes: u64,
     pub known: Known,
-    /// Bytes committed before all contents were known
+    /// Bytes committed before all was known
     pub early: u64,
-    /// Blobs removed before all contents were known
+    /// Blobs removed before all was known
     pub gone: HashSet<Digest>,
 }
 
@@ -84,7 +84,10 @@ impl Inner {
             clock: FIRST_TURN,
             stored: 0,
             reserved: 0,
-            hot: Cache::new(HOT),
+            hot: Cache::builder()
+                .weigher(|_, entry: &Arc<Entry>| entry.weight())
+                .max_capacity(HOT)
+                .build(),
             changes: 0,
             known: Known::Asked,
             early: 0,
@@ -178,7 +181,7 @@ impl Inner {
         for name in &blob.names {
             self.hot.invalidate(name);
         }
-        if self.known < Known::Contents {
+        if self.known < Known::All {
             self.gone.insert(digest);
         }
         METRICS.stored_bytes.set(self.stored as i64);

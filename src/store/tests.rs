@@ -269,3 +269,83 @@ fn a_blob_without_a_name_and_a_name_without_a_blob_go_with_the_scan() {
     assert_eq!(index::buckets(&cache).count(), 0);
     assert_eq!(store.lock().stored, 0);
 }
+
+#[test]
+fn what_cannot_be_read_is_not_taken_for_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = put(
+        &Store::open(dir.path(), Some(1000), u64::MAX).unwrap(),
+        "a",
+        b"aaaa",
+    );
+    let cache = dir.path().join("cache");
+    for part in ["index-v5", "content-v2/sha256"] {
+        let (folder, aside) = (cache.join(part), cache.join("aside"));
+        fs::rename(&folder, &aside).unwrap();
+        // A folder that is none: reading it fails, and not because it is absent.
+        fs::write(&folder, "").unwrap();
+        let store = Store::open(dir.path(), Some(1000), u64::MAX).unwrap();
+        store.settle();
+        assert_eq!(store.find("a"), None);
+        drop(store);
+        fs::remove_file(&folder).unwrap();
+        fs::rename(&aside, &folder).unwrap();
+    }
+    let store = Store::open(dir.path(), Some(1000), u64::MAX).unwrap();
+    assert_eq!(store.find("a"), Some(a));
+    assert!(store.open_blob(a).is_some());
+}
+
+#[test]
+fn what_is_reserved_counts_when_the_scan_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let store = Store::open(dir.path(), Some(1600), u64::MAX).unwrap();
+        put(&store, "a", &[0; 800]);
+        put(&store, "b", &[1; 800]);
+    }
+    let store = unscanned(dir.path(), 1600);
+    let staged = store.stage(Some(100)).unwrap();
+    scan::scan(&Arc::downgrade(&store)).unwrap();
+    let inner = store.lock();
+    assert_eq!((inner.stored, inner.reserved), (800, 100));
+    drop(inner);
+    drop(staged);
+}
+
+#[test]
+fn a_budget_that_is_given_later_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), None, u64::MAX).unwrap();
+    put(&store, "a", &[0; 800]);
+    put(&store, "b", &[1; 800]);
+    store.set_budget(1000);
+    assert_eq!((store.budget(), store.lock().stored), (1000, 800));
+}
+
+#[test]
+fn a_blob_whose_names_are_not_known_yet_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = put(
+        &Store::open(dir.path(), Some(1000), u64::MAX).unwrap(),
+        "a",
+        b"aaaa",
+    );
+    let store = unscanned(dir.path(), 1000);
+    assert!(!store.open_blob(a).unwrap().named);
+    assert_eq!(store.find("a"), Some(a));
+    assert!(store.open_blob(a).unwrap().named);
+}
+
+#[test]
+fn who_lost_its_name_to_other_bytes_keeps_one_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = {
+        let store = Store::open(dir.path(), Some(1000), u64::MAX).unwrap();
+        let a = put(&store, "key", b"aaaa");
+        (a, put(&store, "key", b"bbbb"))
+    };
+    let store = Store::open(dir.path(), Some(1000), u64::MAX).unwrap();
+    assert_eq!(store.find("key"), Some(b));
+    assert!(store.open_blob(a).unwrap().named && store.open_blob(b).unwrap().named);
+}

@@ -263,7 +263,7 @@ impl Asking {
                     _ => ("fwd=miss; stored", true),
                 };
                 let (sources, upstream) = (cache.sources().clone(), cache.upstream.clone());
-                let own = url.clone();
+                let (own, whole) = (url.clone(), fill.clone());
                 let (at_fill, file) = ((&fill, guard), head.file.clone());
                 let response = archive(
                     &self.parts.method,
@@ -286,7 +286,7 @@ impl Asking {
                 answer.archive = Some(ArchiveBytes {
                     from_cache: joined,
                     verified,
-                    learning: Some(head.learning.clone()),
+                    fill: Some(whole),
                 });
                 Ok(answer)
             }
@@ -311,7 +311,7 @@ impl Asking {
             answer.archive = Some(ArchiveBytes {
                 from_cache: true,
                 verified: answer.response.status() == StatusCode::OK,
-                learning: None,
+                fill: None,
             });
         }
         answer
@@ -344,7 +344,7 @@ impl Asking {
         answer.archive = Some(ArchiveBytes {
             from_cache: false,
             verified: answer.response.status() == StatusCode::OK,
-            learning: None,
+            fill: None,
         });
         Ok(answer)
     }
