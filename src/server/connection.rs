@@ -395,6 +395,10 @@ fn serve(peer: Peer, stream: impl Stream, role: Role) -> Served {
 }
 
 async fn dispatch(peer: Peer, role: Role, request: Request<Incoming>) -> Response<Body> {
+    let limit = peer.entrance.server.config.limits.header_bytes;
+    if let Some(refused) = proxy::too_large(&peer, &request, limit) {
+        return refused;
+    }
     match role {
         _ if peer.standing == Standing::Stranger => proxy::turn_away(&peer, &request),
         // Since it began, users have come to be asked for.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, HOST, HeaderMap, TRANSFER_ENCODING};
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::{Instant, timeout};
@@ -44,6 +44,30 @@ pub fn turn_away(peer: &Peer, request: &Request<Incoming>) -> Response<Body> {
     let trace = Trace::begin(peer, request.method(), "?".to_owned());
     let error = stranger(peer.addr.ip());
     trace.send(Answer::error(&error).with_reason(&error))
+}
+
+/// Refuses a request whose head is larger than that, in bytes: what is read at once may hold more
+/// than is read at the most.
+pub fn too_large(
+    peer: &Peer,
+    request: &Request<Incoming>,
+    limit: usize,
+) -> Option<Response<Body>> {
+    let headers = request.headers().iter();
+    let headers: usize = headers
+        .map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len())
+        .sum();
+    let uri = request.uri();
+    let path = uri.path_and_query().map_or(0, |path| path.as_str().len());
+    let host = uri.authority().map_or(0, |host| host.as_str().len());
+    if path + host + headers <= limit {
+        return None;
+    }
+    let trace = Trace::begin(peer, request.method(), "?".to_owned());
+    let words = format!("the request's head is larger than {limit} bytes; send less of it");
+    let mut answer = Answer::error(&Error::new(Kind::BadRequest, words));
+    *answer.response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    Some(trace.send(answer))
 }
 
 /// Ends a connection whose client has yet to say who it is.

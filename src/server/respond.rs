@@ -46,12 +46,19 @@ pub fn nothing() -> Body {
 
 /// The bytes of an archive as they come.
 pub fn reading(reader: Reader) -> Body {
-    let frames = stream::unfold(Some(reader), |reader| async {
-        let mut reader = reader?;
+    let frames = stream::unfold(Some((reader, true)), |state| async {
+        let (mut reader, is_first) = state?;
         match reader.next().await {
-            Ok(Some(bytes)) => Some((Ok(Frame::data(bytes)), Some(reader))),
+            Ok(Some(bytes)) => Some((Ok(Frame::data(bytes)), Some((reader, false)))),
             Ok(None) => None,
-            Err(e) => Some((Err(e), None)),
+            Err(e) => {
+                if is_first {
+                    // The head goes out while the body is waited for: a client is to see an answer
+                    // that is cut short, not none.
+                    tokio::task::yield_now().await;
+                }
+                Some((Err(e), None))
+            }
         }
     });
     StreamBody::new(frames).boxed_unsync()
