@@ -12,12 +12,14 @@ mod common;
 
 mod client;
 mod crowds;
+mod growth;
 mod machine;
 mod memory;
 mod mitmproxy;
 mod nginx;
 mod rivals;
 mod squid;
+mod stock;
 mod table;
 mod upstream;
 mod works;
@@ -65,6 +67,12 @@ async fn told_to_stop() {
 }
 
 async fn bench(options: Options) {
+    if options.words == [growth::WORD] {
+        return growth::run(options.growth, options.rounds).await;
+    }
+    let with_growth = options
+        .asks(growth::WORD)
+        .then_some((options.growth, options.rounds));
     let mut rig = Rig::start(options).await;
     rig.hits().await;
     rig.misses().await;
@@ -79,6 +87,10 @@ async fn bench(options: Options) {
         println!("{verdict}");
     }
     println!("\n{}", table::markdown(&rig.columns, &rig.rows));
+    drop(rig);
+    if let Some((size, rounds)) = with_growth {
+        growth::run(size, rounds).await;
+    }
 }
 
 struct Options {
@@ -86,6 +98,7 @@ struct Options {
     words: Vec<String>,
     rounds: usize,
     columns: Vec<Column>,
+    growth: growth::Size,
 }
 
 impl Options {
@@ -106,6 +119,7 @@ impl Options {
             words: Vec::new(),
             rounds: 5,
             columns: Column::ALL.to_vec(),
+            growth: growth::Size::default(),
         };
         let mut args = std::env::args().skip(1);
         let number = |arg: Option<String>| arg.and_then(|n| n.parse().ok()).filter(|n| *n > 0);
@@ -115,6 +129,12 @@ impl Options {
                 "--bench" => {}
                 "--rounds" => {
                     options.rounds = number(args.next()).expect("--rounds NUMBER");
+                }
+                "--entries" => {
+                    options.growth.entries = number(args.next()).expect("--entries NUMBER");
+                }
+                "--blobs" => {
+                    options.growth.blobs = number(args.next()).expect("--blobs NUMBER");
                 }
                 "--only" => {
                     let only = args.next().expect("--only COLUMN,COLUMN");

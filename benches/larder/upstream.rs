@@ -95,6 +95,11 @@ impl Upstream {
         self.ask("fetches").parse().unwrap()
     }
 
+    /// Requests of all kinds so far, also for what there is not.
+    pub fn requests(&self) -> usize {
+        self.ask("requests").parse().unwrap()
+    }
+
     fn ask(&self, line: &str) -> String {
         let (input, output) = &mut *self.talk.lock().unwrap();
         writeln!(input, "{line}").unwrap();
@@ -155,6 +160,7 @@ pub fn serve() {
 struct Site {
     files: Mutex<HashMap<String, Arc<File>>>,
     fetches: AtomicUsize,
+    requests: AtomicUsize,
 }
 
 struct File {
@@ -173,6 +179,7 @@ impl Site {
                 serde_json::to_string(&archive).unwrap()
             }
             ["fetches"] => self.fetches.load(Ordering::SeqCst).to_string(),
+            ["requests"] => self.requests.load(Ordering::SeqCst).to_string(),
             _ => unreachable!("{line}"),
         }
     }
@@ -266,6 +273,7 @@ async fn converse(tls: &mut TlsStream<TcpStream>, site: &Site) -> std::io::Resul
         buffer.drain(..end);
         let mut words = head.split(' ');
         let (method, path) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+        site.requests.fetch_add(1, Ordering::SeqCst);
         let file = site.files.lock().unwrap().get(path).cloned();
         match file {
             None => {
