@@ -85,7 +85,8 @@ pub fn markdown(columns: &[Column], rows: &[Row]) -> String {
             .chain(columns.iter().map(cell));
         text += &line(cells.collect());
     }
-    text += "\nEach cell: median time (fastest to slowest), CPU, peak RSS.\n";
+    text +=
+        "\nEach cell: median time (fastest to slowest), CPU a gigabyte or a request, peak RSS.\n";
     text
 }
 
@@ -101,7 +102,7 @@ impl Row {
         }
     }
 
-    /// What the memory of its samples is.
+    /// What the memory of its samples is: `KiB a connection`.
     pub fn about(mut self, label: &'static str) -> Self {
         self.memory_label = label;
         self
@@ -184,16 +185,11 @@ impl Row {
             }
         });
         let cpu = self.cpu(column).map(|cpu| match self.unit {
-            Unit::Gigabyte => format!("{} s/GB", self.cpu_text(cpu)),
-            Unit::Request => format!("{} us", self.cpu_text(cpu)),
+            Unit::Gigabyte => format!("CPU {} s/GB", self.cpu_text(cpu)),
+            Unit::Request => format!("CPU {} us", self.cpu_text(cpu)),
         });
         let about = self.memory_label;
-        let memory = self
-            .memory(column)
-            .map(|m| match about.strip_prefix("KiB ") {
-                Some(of) => format!("{m:.1} KiB {of}"),
-                None => format!("{about}: {m:.0}"),
-            });
+        let memory = self.memory(column).map(|m| format!("{m:.1} {about}"));
         let peak = self.peak(column).map(|peak| format!("{peak:.0} MiB"));
         let parts: Vec<_> = [time, cpu, memory, peak].into_iter().flatten().collect();
         (!parts.is_empty()).then(|| parts.join(", "))
