@@ -111,9 +111,9 @@ async fn tunnel(tcp: &mut TcpStream) {
 pub struct Stream(TlsStream<TcpStream>);
 
 impl Stream {
-    /// Asks, and reads the whole answer.
-    pub async fn get(&mut self, path: &str) {
-        self.read(path, |_| {}).await;
+    /// Asks, and reads the whole answer. Returns its head in lower case.
+    pub async fn get(&mut self, path: &str) -> String {
+        self.read(path, |_| {}).await
     }
 
     /// The body.
@@ -159,11 +159,11 @@ impl Stream {
         self.0.flush().await.unwrap();
     }
 
-    async fn read(&mut self, path: &str, mut part: impl FnMut(&[u8])) {
+    async fn read(&mut self, path: &str, mut part: impl FnMut(&[u8])) -> String {
         self.ask(path).await;
         let mut buffer = vec![0; BUFFER];
         let mut filled = 0;
-        let head = loop {
+        let end = loop {
             let n = self.0.read(&mut buffer[filled..]).await.unwrap();
             assert!(n > 0, "the answer ended in its head");
             filled += n;
@@ -171,21 +171,23 @@ impl Stream {
                 break at;
             }
         };
-        let length = content_length(&buffer[..head]);
-        part(&buffer[head + 4..filled]);
-        let mut got = (filled - head - 4) as u64;
+        let head = std::str::from_utf8(&buffer[..end]).unwrap();
+        let head = head.to_ascii_lowercase();
+        let length = content_length(&head);
+        part(&buffer[end + 4..filled]);
+        let mut got = (filled - end - 4) as u64;
         while got < length {
             let n = self.0.read(&mut buffer).await.unwrap();
             assert!(n > 0, "the answer was cut after {got} of {length} bytes");
             part(&buffer[..n]);
             got += n as u64;
         }
+        head
     }
 }
 
 /// Of an answer, which must be 200 over HTTP/1.1.
-fn content_length(head: &[u8]) -> u64 {
-    let head = std::str::from_utf8(head).unwrap().to_ascii_lowercase();
+fn content_length(head: &str) -> u64 {
     assert!(head.starts_with("http/1.1 200"), "{head}");
     let length = head.split("content-length: ").nth(1).unwrap();
     length.lines().next().unwrap().trim().parse().unwrap()

@@ -16,7 +16,7 @@ const HOLDS: f64 = 0.9;
 
 impl Rig {
     pub async fn crowds(&mut self) {
-        if !self.asks("clients") {
+        if !self.options.asks("clients") {
             return;
         }
         let slow = [Column::Squid, Column::Mitmproxy];

@@ -12,12 +12,14 @@ mod common;
 
 mod client;
 mod crowds;
+mod growth;
 mod machine;
 mod memory;
 mod mitmproxy;
 mod nginx;
 mod rivals;
 mod squid;
+mod stock;
 mod table;
 mod upstream;
 mod works;
@@ -31,7 +33,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use rivals::{Column, Party};
 use table::{Row, Sample};
-use upstream::{Archive, Upstream};
+use upstream::{Archive, Place, Upstream};
 
 /// Slow parties take part in so many rounds at most.
 const SLOW_ROUNDS: usize = 3;
@@ -65,17 +67,29 @@ async fn told_to_stop() {
 }
 
 async fn bench(options: Options) {
+    if options.words == [growth::WORD] {
+        return growth::run(options.growth, options.rounds).await;
+    }
+    let with_growth = options
+        .asks(growth::WORD)
+        .then_some((options.growth, options.rounds));
     let mut rig = Rig::start(options).await;
     rig.hits().await;
     rig.misses().await;
     rig.first_byte().await;
     rig.documents().await;
     rig.connections().await;
+    rig.misses_from_nginx().await;
     rig.memory().await;
     rig.crowds().await;
     println!("Bars\n----");
     for verdict in &rig.verdicts {
         println!("{verdict}");
+    }
+    println!("\n{}", table::markdown(&rig.columns, &rig.rows));
+    drop(rig);
+    if let Some((size, rounds)) = with_growth {
+        growth::run(size, rounds).await;
     }
 }
 
@@ -84,9 +98,15 @@ struct Options {
     words: Vec<String>,
     rounds: usize,
     columns: Vec<Column>,
+    growth: growth::Size,
 }
 
 impl Options {
+    /// Whether the word was given.
+    fn asks(&self, word: &str) -> bool {
+        self.words.iter().any(|given| given == word)
+    }
+
     fn rounds_of(&self, column: Column) -> usize {
         match column.is_slow() {
             true => self.rounds.min(SLOW_ROUNDS),
@@ -99,15 +119,22 @@ impl Options {
             words: Vec::new(),
             rounds: 5,
             columns: Column::ALL.to_vec(),
+            growth: growth::Size::default(),
         };
         let mut args = std::env::args().skip(1);
+        let number = |arg: Option<String>| arg.and_then(|n| n.parse().ok()).filter(|n| *n > 0);
         while let Some(arg) = args.next() {
             match arg.as_str() {
                 // cargo's own
                 "--bench" => {}
                 "--rounds" => {
-                    let rounds = args.next().and_then(|n| n.parse().ok());
-                    options.rounds = rounds.filter(|n| *n > 0).expect("--rounds NUMBER");
+                    options.rounds = number(args.next()).expect("--rounds NUMBER");
+                }
+                "--entries" => {
+                    options.growth.entries = number(args.next()).expect("--entries NUMBER");
+                }
+                "--blobs" => {
+                    options.growth.blobs = number(args.next()).expect("--blobs NUMBER");
                 }
                 "--only" => {
                     let only = args.next().expect("--only COLUMN,COLUMN");
@@ -121,13 +148,10 @@ impl Options {
     }
 }
 
-async fn start_all(
-    columns: &[Column],
-    upstream: &Upstream,
-) -> Vec<(Column, Result<Party, String>)> {
+async fn start_all(columns: &[Column], place: &Place) -> Vec<(Column, Result<Party, String>)> {
     let mut all = Vec::new();
     for column in columns {
-        all.push((*column, Party::start(*column, upstream).await));
+        all.push((*column, Party::start(*column, place).await));
     }
     all
 }
@@ -135,11 +159,15 @@ async fn start_all(
 pub struct Rig {
     options: Options,
     pub upstream: Rc<Upstream>,
+    /// nginx in its place
+    origin: Option<Rc<nginx::Origin>>,
     /// Those that run now
     pub parties: Vec<Party>,
     /// All that could be started
     columns: Vec<Column>,
     verdicts: Vec<String>,
+    /// As they were printed
+    rows: Vec<Row>,
     /// Archives that all parties hold, and their sizes
     held: Vec<(usize, Archive)>,
     document_is_held: bool,
@@ -151,7 +179,7 @@ impl Rig {
         let cores = machine::cores();
         println!("{cores} cores, {} rounds, HTTP/1.1", options.rounds);
         let mut parties = Vec::new();
-        for (column, started) in start_all(&options.columns, &upstream).await {
+        for (column, started) in start_all(&options.columns, &upstream.place).await {
             let name = column.name();
             match started {
                 Ok(party) => {
@@ -171,6 +199,8 @@ impl Rig {
             parties,
             columns,
             verdicts: Vec::new(),
+            rows: Vec::new(),
+            origin: None,
             held: Vec::new(),
             document_is_held: false,
         }
@@ -188,7 +218,11 @@ impl Rig {
         self.document_is_held = false;
         let columns = self.columns.iter().filter(|c| !without.contains(c));
         let columns: Vec<_> = columns.copied().collect();
-        let started = start_all(&columns, &self.upstream).await;
+        let place = match &self.origin {
+            Some(origin) => &origin.place,
+            None => &self.upstream.place,
+        };
+        let started = start_all(&columns, place).await;
         for (column, started) in started {
             match started {
                 Ok(party) => self.parties.push(party),
@@ -202,9 +236,12 @@ impl Rig {
         words.is_empty() || words.iter().any(|word| name.contains(word.as_str()))
     }
 
-    /// Whether the word was given.
-    fn asks(&self, word: &str) -> bool {
-        self.options.words.iter().any(|given| given == word)
+    /// GETs of archives that upstream saw so far.
+    pub fn fetches(&self) -> usize {
+        match &self.origin {
+            Some(origin) => origin.fetches(),
+            None => self.upstream.fetches(),
+        }
     }
 
     /// In turns, so that whatever else the machine does meets all. `fresh` is called for each round.
@@ -256,6 +293,7 @@ impl Rig {
 
     fn print(&mut self, row: &Row) {
         self.verdicts.extend(row.print(&self.columns));
+        self.rows.push(row.clone());
     }
 
     /// An archive of that size that every party holds.
@@ -285,6 +323,7 @@ impl Rig {
             .await;
         self.document_is_held = true;
     }
+
     /// Who fails in this has no place in what follows.
     async fn prepare(&mut self, work: impl AsyncFn(&Party)) {
         let mut failed = Vec::new();

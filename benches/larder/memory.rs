@@ -84,7 +84,7 @@ impl Rig {
         self.restart_without(slow).await;
         self.hold_document().await;
         let row = Row::new(GROWTH, Unit::Request, &[Bar::MemoryKiB(FLAT)]);
-        let row = row.about("growth of RSS, KiB");
+        let row = row.about("KiB of growth");
         let work = async |rig: &Rig, party: &Party, _: &[Archive]| {
             connect_all(&party.hot, WARM_UP).await;
             machine::settle(party.pid).await;

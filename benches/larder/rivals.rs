@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::client::Route;
 use crate::common::{Larder, RELEASES, Setup};
-use crate::upstream::{Archive, DOCUMENT, Place, Upstream};
+use crate::upstream::{Archive, DOCUMENT, Place};
 use crate::{machine, mitmproxy, nginx, squid};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,18 +65,17 @@ enum Process {
 
 impl Party {
     /// Why not, where that is so.
-    pub async fn start(column: Column, upstream: &Upstream) -> Result<Self, String> {
-        let place = &upstream.place;
+    pub async fn start(column: Column, place: &Place) -> Result<Self, String> {
         match column {
             Column::Larder => Ok(larder(place).await),
             Column::Nginx => nginx::start(place).await,
             Column::Squid => squid::start(place).await,
             Column::Mitmproxy => mitmproxy::start(place).await,
             Column::Bare => {
-                let route = upstream.route();
+                let route = place.route();
                 Ok(Self {
                     column,
-                    pid: upstream.pid(),
+                    pid: place.pid,
                     hot: route.clone(),
                     cold: route,
                     process: Process::Bare,
@@ -88,7 +87,7 @@ impl Party {
     pub fn of_program(column: Column, program: Program, hot: Route, cold: Route) -> Self {
         Self {
             column,
-            pid: program.child.id(),
+            pid: program.pid(),
             hot,
             cold,
             process: Process::Program(program),
@@ -130,18 +129,28 @@ impl Party {
 }
 
 /// The release binary as it comes, but for where upstream is and how much it may keep.
-async fn larder(place: &Place) -> Party {
+pub fn larder_at(place: &Place) -> Setup {
     let setup = Setup::without_upstream();
     let ca = setup.path("upstream-ca.pem");
     std::fs::write(&ca, &place.ca_pem).unwrap();
     let target = format!("{RELEASES}:443:127.0.0.1:{}", place.addr.port());
-    let larder = setup
-        .args(["--upstream-ca", ca.to_str().unwrap()])
-        .args(["--connect-to", &target, "--max-size", "20GiB"])
-        .start()
-        .await;
+    setup.args(["--upstream-ca", ca.to_str().unwrap()]).args([
+        "--connect-to",
+        &target,
+        "--max-size",
+        "20GiB",
+    ])
+}
+
+/// The way through it.
+pub fn through(larder: &Larder) -> Route {
     let ca = std::fs::read(larder.setup.ca_pem()).unwrap();
-    let route = Route::through(larder.addr, &ca);
+    Route::through(larder.addr, &ca)
+}
+
+async fn larder(place: &Place) -> Party {
+    let larder = larder_at(place).start().await;
+    let route = through(&larder);
     Party {
         column: Column::Larder,
         pid: larder.pid(),
@@ -158,6 +167,10 @@ pub struct Program {
 }
 
 impl Program {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Starts it, and waits until it accepts connections. Its output goes to `output` in its folder.
     pub async fn start(
         folder: tempfile::TempDir,

@@ -47,6 +47,7 @@ pub enum Bar {
 /// KiB by which what is called flat may grow: an allocator's pages wander.
 pub const FLAT: f64 = 1024.0;
 
+#[derive(Clone)]
 pub struct Row {
     name: String,
     unit: Unit,
@@ -71,6 +72,24 @@ pub fn head(columns: &[Column]) {
     println!("{line}\n{}", "-".repeat(line.len()));
 }
 
+/// The rows as one table for a page, without the columns that do not take part.
+pub fn markdown(columns: &[Column], rows: &[Row]) -> String {
+    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+    let names = columns.iter().map(|column| column.name().to_owned());
+    let mut text = line(["work".to_owned()].into_iter().chain(names).collect());
+    text += &line(vec!["---".to_owned(); columns.len() + 1]);
+    for row in rows {
+        let cell = |column: &Column| row.cell(*column).unwrap_or_else(|| "–".to_owned());
+        let cells = [row.name.clone()]
+            .into_iter()
+            .chain(columns.iter().map(cell));
+        text += &line(cells.collect());
+    }
+    text +=
+        "\nEach cell: median time (fastest to slowest), CPU a gigabyte or a request, peak RSS.\n";
+    text
+}
+
 impl Row {
     pub fn new(name: &str, unit: Unit, bars: &[Bar]) -> Self {
         Self {
@@ -83,7 +102,7 @@ impl Row {
         }
     }
 
-    /// What the memory of its samples is.
+    /// What the memory of its samples is: `KiB a connection`.
     pub fn about(mut self, label: &'static str) -> Self {
         self.memory_label = label;
         self
@@ -153,6 +172,27 @@ impl Row {
         println!();
         let named = |verdict: String| format!("{:<52} {verdict}", self.name);
         verdicts.into_iter().map(named).collect()
+    }
+
+    /// All that is known of a column, in one.
+    fn cell(&self, column: Column) -> Option<String> {
+        let time = self.times(column).map(|times| {
+            let (fastest, slowest) = (times[0], times[times.len() - 1]);
+            let all = [times[times.len() / 2], fastest, slowest].map(human);
+            match times.len() {
+                1 => all[0].clone(),
+                _ => format!("{} ({} to {})", all[0], all[1], all[2]),
+            }
+        });
+        let cpu = self.cpu(column).map(|cpu| match self.unit {
+            Unit::Gigabyte => format!("CPU {} s/GB", self.cpu_text(cpu)),
+            Unit::Request => format!("CPU {} us", self.cpu_text(cpu)),
+        });
+        let about = self.memory_label;
+        let memory = self.memory(column).map(|m| format!("{m:.1} {about}"));
+        let peak = self.peak(column).map(|peak| format!("{peak:.0} MiB"));
+        let parts: Vec<_> = [time, cpu, memory, peak].into_iter().flatten().collect();
+        (!parts.is_empty()).then(|| parts.join(", "))
     }
 
     fn verdict(&self, bar: Bar) -> String {

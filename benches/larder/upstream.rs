@@ -37,10 +37,18 @@ const STEP: Duration = Duration::from_millis(5);
 /// What the upstream says of itself when it starts.
 #[derive(Serialize, Deserialize)]
 pub struct Place {
+    pub pid: u32,
     pub addr: SocketAddr,
     /// On port 443, for those who cannot be told a port; none where that takes a privilege
     pub named: Option<SocketAddr>,
     pub ca_pem: String,
+}
+
+impl Place {
+    /// Straight to it.
+    pub fn route(&self) -> Route {
+        Route::straight(self.addr, self.ca_pem.as_bytes())
+    }
 }
 
 /// What was published.
@@ -73,12 +81,8 @@ impl Upstream {
         }
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     pub fn route(&self) -> Route {
-        Route::straight(self.place.addr, self.place.ca_pem.as_bytes())
+        self.place.route()
     }
 
     /// A new archive, sent at so many bytes a second; 0: as fast as can be.
@@ -89,6 +93,11 @@ impl Upstream {
     /// GETs of archives so far.
     pub fn fetches(&self) -> usize {
         self.ask("fetches").parse().unwrap()
+    }
+
+    /// Requests of all kinds so far, also for what there is not.
+    pub fn requests(&self) -> usize {
+        self.ask("requests").parse().unwrap()
     }
 
     fn ask(&self, line: &str) -> String {
@@ -135,6 +144,7 @@ pub fn serve() {
     let addr = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let named = (2..50).find_map(|last| listen((Ipv4Addr::new(127, 0, 0, last), 443).into()));
     let place = Place {
+        pid: std::process::id(),
         addr,
         named,
         ca_pem,
@@ -150,6 +160,7 @@ pub fn serve() {
 struct Site {
     files: Mutex<HashMap<String, Arc<File>>>,
     fetches: AtomicUsize,
+    requests: AtomicUsize,
 }
 
 struct File {
@@ -167,23 +178,21 @@ impl Site {
                 let archive = self.publish(size.parse().unwrap(), rate.parse().unwrap());
                 serde_json::to_string(&archive).unwrap()
             }
-            _ => self.fetches.load(Ordering::SeqCst).to_string(),
+            ["fetches"] => self.fetches.load(Ordering::SeqCst).to_string(),
+            ["requests"] => self.requests.load(Ordering::SeqCst).to_string(),
+            _ => unreachable!("{line}"),
         }
     }
 
     fn publish(&self, size: usize, rate: u64) -> Archive {
-        let version = format!("1.0.{}", unique());
-        let product = Product::sized("terraform", &version, size);
-        let sums = String::from_utf8(product.sums.to_vec()).unwrap();
-        let sha256 = sums.split(' ').next().unwrap().to_owned();
-        let path = product.archive_path();
+        let (product, archive) = product(size);
         let stamp = "Last-Modified: Wed, 12 Mar 2025 17:04:05 GMT\r\n";
         let plain = format!("Content-Type: text/plain\r\n{stamp}");
         self.put(&product.sums_path(), &plain, product.sums, 0);
-        let tag = &sha256[..16];
+        let tag = &archive.sha256[..16];
         let zip = format!("Content-Type: application/zip\r\nETag: \"{tag}\"\r\n{stamp}");
-        self.put(&path, &zip, product.archive, rate);
-        Archive { path, sha256 }
+        self.put(&archive.path, &zip, product.archive, rate);
+        archive
     }
 
     fn put(&self, path: &str, head: &str, body: Bytes, rate: u64) {
@@ -197,6 +206,18 @@ impl Site {
         let mut files = self.files.lock().unwrap();
         files.insert(path.to_owned(), Arc::new(file));
     }
+}
+
+/// An archive with its sums that nobody has seen.
+pub fn product(size: usize) -> (Product, Archive) {
+    let version = format!("1.0.{}", unique());
+    let product = Product::sized("terraform", &version, size);
+    let sums = String::from_utf8(product.sums.to_vec()).unwrap();
+    let archive = Archive {
+        path: product.archive_path(),
+        sha256: sums.split(' ').next().unwrap().to_owned(),
+    };
+    (product, archive)
 }
 
 /// A throwaway CA and its certificate for the site, both of P-256.
@@ -252,6 +273,7 @@ async fn converse(tls: &mut TlsStream<TcpStream>, site: &Site) -> std::io::Resul
         buffer.drain(..end);
         let mut words = head.split(' ');
         let (method, path) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+        site.requests.fetch_add(1, Ordering::SeqCst);
         let file = site.files.lock().unwrap().get(path).cloned();
         match file {
             None => {

@@ -1,8 +1,10 @@
 //! The works that are measured: a row each.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use crate::client::{Route, Stream, all};
+use crate::nginx::Origin;
 use crate::rivals::{Column, Party};
 use crate::table::{Bar, Row, Sample, Unit};
 use crate::upstream::{Archive, DOCUMENT};
@@ -62,22 +64,39 @@ impl Rig {
             if !self.wants(name) {
                 continue;
             }
-            let bars = [Bar::TimeBy(Bare, limit), Bar::Fetches(1)];
-            let row = Row::new(name, Unit::Gigabyte, &bars);
-            let amount = (ARCHIVE * clients) as f64 / 1e9;
             let fresh = self.fresh(archives, ARCHIVE, rate);
             let work = async |rig: &Rig, party: &Party, fresh: &[Archive]| {
-                let mut samples = Vec::new();
-                for archive in fresh {
-                    let open = party.cold.open_many(clients).await;
-                    let clock = Clock::start(rig, party);
-                    get_all(open, &archive.path, 1).await;
-                    samples.push(clock.stop(rig, party, 1, amount).await);
-                }
-                samples
+                download_cold(rig, party, fresh, clients).await
             };
-            self.rounds(row, fresh, work).await;
+            self.rounds(cold_row(name, limit), fresh, work).await;
         }
+    }
+
+    /// A miss from a stock server that sends a file, which is what an upstream more often is. Whoever runs after it
+    /// must be started anew.
+    pub async fn misses_from_nginx(&mut self) {
+        let name = "cold miss, 1 client, 38.5 MB, from nginx";
+        if !self.wants(name) {
+            return;
+        }
+        match Origin::start().await {
+            Ok(origin) => self.origin = Some(Rc::new(origin)),
+            Err(why) => return println!("{name}: left out: {why}"),
+        }
+        self.restart().await;
+        let row = cold_row(name, 2.0);
+        let origin = self.origin.clone().unwrap();
+        let fresh = || (0..3).map(|_| origin.publish(ARCHIVE)).collect();
+        self.rounds(
+            row,
+            fresh,
+            async |rig: &Rig, party: &Party, fresh: &[Archive]| {
+                download_cold(rig, party, fresh, 1).await
+            },
+        )
+        .await;
+        self.parties.clear();
+        self.origin = None;
     }
 
     /// From the request to the first byte of the answer.
@@ -141,6 +160,29 @@ impl Rig {
     }
 }
 
+fn cold_row(name: &str, limit: f64) -> Row {
+    let bars = [Bar::TimeBy(Bare, limit), Bar::Fetches(1)];
+    Row::new(name, Unit::Gigabyte, &bars)
+}
+
+/// Each archive by so many clients at once.
+async fn download_cold(
+    rig: &Rig,
+    party: &Party,
+    archives: &[Archive],
+    clients: usize,
+) -> Vec<Sample> {
+    let amount = (ARCHIVE * clients) as f64 / 1e9;
+    let mut samples = Vec::new();
+    for archive in archives {
+        let open = party.cold.open_many(clients).await;
+        let clock = Clock::start(rig, party);
+        get_all(open, &archive.path, 1).await;
+        samples.push(clock.stop(rig, party, 1, amount).await);
+    }
+    samples
+}
+
 /// How many of `n` a party does.
 fn share(party: &Party, n: usize) -> usize {
     if party.column == Column::Mitmproxy {
@@ -187,7 +229,7 @@ impl Clock {
         machine::forget_peak(party.pid);
         Self {
             cpu: machine::cpu(party.pid),
-            fetches: rig.upstream.fetches(),
+            fetches: rig.fetches(),
             start: Instant::now(),
         }
     }
@@ -202,7 +244,7 @@ impl Clock {
             amount: amount * times as f64,
             times,
             peak: machine::peak(party.pid),
-            fetches: rig.upstream.fetches() - self.fetches,
+            fetches: rig.fetches() - self.fetches,
             memory: None,
         }
     }
