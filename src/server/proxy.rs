@@ -48,11 +48,7 @@ pub fn turn_away(peer: &Peer, request: &Request<Incoming>) -> Response<Body> {
 
 /// Refuses a request whose head is larger than that, in bytes: what is read at once may hold more
 /// than is read at the most.
-pub fn too_large(
-    peer: &Peer,
-    request: &Request<Incoming>,
-    limit: usize,
-) -> Option<Response<Body>> {
+pub fn too_large(peer: &Peer, request: &Request<Incoming>, limit: usize) -> Option<Response<Body>> {
     let headers = request.headers().iter();
     let headers: usize = headers
         .map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len())

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
@@ -11,6 +11,8 @@ use crate::digest::Digest;
 
 /// Names remembered. Beyond, the oldest half is forgotten at the next start.
 const NAMES: usize = 500_000;
+
+const BUFFER: usize = 256 << 10;
 
 /// The ledger of one data dir.
 pub struct Ledger {
@@ -30,21 +32,14 @@ impl Ledger {
     /// is torn says nothing.
     pub fn open(data_dir: &Path) -> io::Result<Self> {
         let path = path(data_dir);
-        let (lines, whole) = match fs::read(&path) {
-            Ok(bytes) => read(&bytes),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => (Vec::new(), true),
-            Err(e) => return Err(e),
-        };
-        let mut seen = HashMap::new();
-        for (digest, name) in &lines {
-            seen.insert(short(name), *digest);
-        }
-        if !whole || lines.len() > NAMES {
-            let from = match lines.len() > NAMES {
-                true => lines.len() - NAMES / 2,
-                false => 0,
-            };
-            write_anew(&path, &lines[from..])?;
+        let (mut seen, mut lines) = (HashMap::new(), 0);
+        let whole = read(&path, |digest, name| {
+            seen.insert(short(name), digest);
+            lines += 1;
+        })?;
+        if !whole || lines > NAMES {
+            let forgotten = if lines > NAMES { lines - NAMES / 2 } else { 0 };
+            write_anew(&path, forgotten)?;
         }
         let file = File::options().append(true).create(true).open(&path)?;
         Ok(Self {
@@ -59,14 +54,12 @@ impl Ledger {
     /// The ledger as it is, for reading alone.
     pub fn peek(data_dir: &Path) -> Self {
         let path = path(data_dir);
-        let lines = fs::read(&path).map(|bytes| read(&bytes).0);
-        let lines = lines.unwrap_or_default();
-        let seen = lines.iter().map(|(digest, name)| (short(name), *digest));
+        let mut seen = HashMap::new();
+        let _ = read(&path, |digest, name| {
+            seen.insert(short(name), digest);
+        });
         Self {
-            inner: Mutex::new(Inner {
-                seen: seen.collect(),
-                file: None,
-            }),
+            inner: Mutex::new(Inner { seen, file: None }),
             path,
         }
     }
@@ -114,35 +107,49 @@ fn short(name: &str) -> [u8; 16] {
     short
 }
 
-/// The good lines, and whether there are no others.
-fn read(bytes: &[u8]) -> (Vec<(Digest, String)>, bool) {
-    let text = String::from_utf8_lossy(bytes);
-    let mut whole = bytes.is_empty() || bytes.ends_with(b"\n");
-    let mut lines = Vec::new();
-    // Of a line without its end, the name may be torn where the digest is whole.
-    let ended = text.rfind('\n').map_or("", |end| &text[..end]);
-    for line in ended.lines() {
-        let parsed = line.split_once(' ').and_then(|(digest, name)| {
-            let digest = digest.parse().ok()?;
-            (!name.is_empty()).then(|| (digest, name.to_owned()))
+/// Shows each good line, the oldest first; whether there are no others.
+fn read(path: &Path, mut show: impl FnMut(Digest, &str)) -> io::Result<bool> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(e) => return Err(e),
+    };
+    let mut lines = BufReader::with_capacity(BUFFER, file);
+    let (mut line, mut whole) = (Vec::new(), true);
+    loop {
+        line.clear();
+        if lines.read_until(b'\n', &mut line)? == 0 {
+            return Ok(whole);
+        }
+        // Of a line without its end, the name may be torn where the digest is whole.
+        let text = line
+            .strip_suffix(b"\n")
+            .and_then(|line| std::str::from_utf8(line).ok());
+        let parsed = text.and_then(|text| {
+            let (digest, name) = text.split_once(' ')?;
+            (!name.is_empty()).then_some((digest.parse().ok()?, name))
         });
         match parsed {
-            Some(parsed) => lines.push(parsed),
+            Some((digest, name)) => show(digest, name),
             None => whole = false,
         }
     }
-    (lines, whole)
 }
 
-fn write_anew(path: &Path, lines: &[(Digest, String)]) -> io::Result<()> {
+/// Without its first good lines, and without those that are torn.
+fn write_anew(path: &Path, mut forgotten: usize) -> io::Result<()> {
     let temporary = path.with_extension("new");
-    let text: String = lines
-        .iter()
-        .map(|(digest, name)| format!("{digest} {name}\n"))
-        .collect();
-    let mut file = File::create(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
+    let mut file = BufWriter::with_capacity(BUFFER, File::create(&temporary)?);
+    let mut written = Ok(());
+    read(path, |digest, name| match forgotten {
+        0 if written.is_ok() => written = writeln!(file, "{digest} {name}"),
+        0 => {}
+        _ => forgotten -= 1,
+    })?;
+    written?;
+    file.into_inner()
+        .map_err(io::IntoInnerError::into_error)?
+        .sync_all()?;
     fs::rename(&temporary, path)
 }
 

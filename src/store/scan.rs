@@ -17,7 +17,7 @@ use super::{BATCH, Store};
 use crate::digest::Digest;
 
 /// How long a start waits for it: a store of the usual size is known by then.
-const PATIENCE: Duration = Duration::from_millis(250);
+const PATIENCE: Duration = Duration::from_millis(100);
 /// A folder that could not be read may be readable later: too many files may be open.
 const TRIES: usize = 3;
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 2000 });
