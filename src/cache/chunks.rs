@@ -11,11 +11,13 @@ use bytes::{Bytes, BytesMut};
 
 use crate::error::{Error, Kind};
 
-/// Bytes read at once: several TLS records for one write to the socket.
-const CHUNK: u64 = 128 << 10;
-/// The same where there are many readers, for the sake of memory.
+/// Bytes read at once, the most: many TLS records for one write to the socket. A client that gets
+/// much at a time goes to sleep less often.
+const CHUNK: u64 = 256 << 10;
+/// The least, where there are many readers.
 const SMALL: u64 = 64 << 10;
-const MANY: usize = 64;
+/// Bytes that the chunks of all readers may take before they get smaller.
+const ALL: u64 = 4 << 20;
 /// Chunks that may be on their way at a time.
 const SPARE: usize = 2;
 
@@ -48,8 +50,8 @@ impl Chunks {
     /// # Errors
     /// When the disk fails, or the file ends before `at + len`.
     pub async fn read(&mut self, file: &Arc<File>, at: u64, len: u64) -> Result<Bytes, Error> {
-        let many = READERS.load(Ordering::Relaxed) > MANY;
-        let len = len.min(if many { SMALL } else { CHUNK }) as usize;
+        let share = ALL / READERS.load(Ordering::Relaxed).max(1) as u64;
+        let len = len.min(share.clamp(SMALL, CHUNK)) as usize;
         let mut buffer = self.buffer();
         // Of what was read before, nothing is cleared: it is overwritten, or cut off below.
         if buffer.len() < len {

@@ -29,7 +29,7 @@ use crate::config::{Authority, HostName};
 /// For what larder itself says at the end of a connection.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Bytes encrypted before they are written: several TLS records in one write.
-const WRITE: usize = 128 << 10;
+const WRITE: usize = 256 << 10;
 /// An idle connection is told of draining for so long, then dropped.
 const FAREWELL: Duration = Duration::from_millis(200);
 /// Alert: fatal, `unrecognized_name` (RFC 6066 section 3)

@@ -47,7 +47,7 @@ const TLS_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_CONNECTION: Duration = Duration::from_secs(30);
 const HEAD_LIMIT: usize = 256 * 1024;
 /// Bytes of TLS records received at once
-const RECEIVED: usize = 64 << 10;
+const RECEIVED: usize = 128 << 10;
 
 /// The way to all origins.
 pub struct Upstream {
