@@ -61,9 +61,7 @@ pub struct State {
 pub enum Phase {
     Running,
     /// All bytes may be seen: verified, or there is no digest to verify by
-    Whole {
-        verified: bool,
-    },
+    Whole,
     /// The disk has no room for the rest: each follower goes on from upstream by itself
     Spilled(Arc<Spill>),
     /// Upstream answered otherwise
@@ -81,6 +79,8 @@ pub struct FillHead {
     pub learning: Learning,
     /// Whether a signature is known to be bad
     pub bad_signature: bool,
+    /// Whether there turned out to be nothing to verify by, once that is known
+    pub unverified: Arc<AtomicBool>,
 }
 
 /// What can be said of the digest.
@@ -100,6 +100,7 @@ pub struct Spill {
     pub source: Source,
     pub learning: Learning,
     pub terms: Terms,
+    pub unverified: Arc<AtomicBool>,
     /// The running download, for the first follower that comes to take it
     pub running: Mutex<Option<Box<Download>>>,
 }
@@ -198,11 +199,6 @@ impl Fill {
         }
     }
 
-    /// Whether it ended with bytes that nothing was to be had to verify by.
-    pub fn is_unverified(&self) -> bool {
-        matches!(self.state.borrow().phase, Phase::Whole { verified: false })
-    }
-
     /// Waits until all bytes may be seen; their number.
     pub async fn whole(&self) -> Result<u64, Error> {
         let mut state = self.state.clone();
@@ -210,7 +206,7 @@ impl Fill {
             {
                 let state = state.borrow_and_update();
                 match &state.phase {
-                    Phase::Whole { .. } => return Ok(state.written),
+                    Phase::Whole => return Ok(state.written),
                     Phase::Failed(e) => return Err(e.clone()),
                     Phase::Refused(_) | Phase::Spilled(_) => return Err(vanished(&self.url)),
                     Phase::Running => {}

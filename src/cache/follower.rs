@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -160,8 +161,8 @@ impl Following {
                 let state = self.state.borrow_and_update();
                 let length = state.head.as_ref().and_then(|head| head.length);
                 match &state.phase {
-                    Phase::Whole { .. } if at >= state.written => return Ok(Until::End),
-                    Phase::Whole { .. } => return Ok(Until::Byte(state.written)),
+                    Phase::Whole if at >= state.written => return Ok(Until::End),
+                    Phase::Whole => return Ok(Until::Byte(state.written)),
                     Phase::Failed(e) => return Err(e.clone()),
                     Phase::Refused(_) => return Err(vanished(&self.fill.url)),
                     Phase::Running | Phase::Spilled(_) => {
@@ -199,6 +200,7 @@ impl Following {
         let (sources, learning) = (self.sources.clone(), spill.learning.clone());
         let mut direct = Direct::new(*download, sources, learning, spill.terms);
         direct.hasher = spill.hasher.clone();
+        direct.unverified = spill.unverified.clone();
         if at < spill.at {
             // Written but withheld: at most what is always withheld.
             let file = self.file.clone().ok_or_else(|| vanished(&self.fill.url))?;
@@ -223,6 +225,7 @@ pub struct Direct {
     learning: Learning,
     terms: Terms,
     hasher: Hasher,
+    unverified: Arc<AtomicBool>,
     /// Received, not yet given out
     held: VecDeque<Bytes>,
     /// The position of the first byte of `held`
@@ -240,6 +243,7 @@ impl Direct {
             sources,
             learning,
             hasher: Hasher::default(),
+            unverified: Arc::default(),
             held: VecDeque::new(),
             whole: false,
         }
@@ -312,6 +316,11 @@ impl Direct {
         None
     }
 
+    /// Whether there turned out to be nothing to verify by, once that is known.
+    pub fn unverified(&self) -> Arc<AtomicBool> {
+        self.unverified.clone()
+    }
+
     /// Waits for the end and its verification, where there is nothing to give out before.
     pub async fn verdict(&mut self) -> Result<(), Error> {
         self.next(0).await.map(|_| ())
@@ -342,7 +351,10 @@ impl Direct {
                 });
                 Ok(())
             }
-            Ok(Outcome::Unverified) => Ok(()),
+            Ok(Outcome::Unverified) => {
+                self.unverified.store(true, Ordering::Relaxed);
+                Ok(())
+            }
             Err(error) => {
                 tracing::warn!(url = %shown_url(url), cause = %error, "cut short");
                 Err(error)

@@ -230,7 +230,7 @@ impl Cache {
         if held.named && self.store.find(key).is_none() && plain {
             let (store, key, record) = (self.store.clone(), key.to_owned(), held.record.clone());
             tokio::task::spawn_blocking(move || {
-                if let Err(error) = store.name(&key, digest, &record) {
+                if let Err(error) = store.name_new(&key, digest, &record) {
                     tracing::warn!(%key, %error, "a further name of a blob cannot be kept");
                 }
             });

@@ -1,5 +1,6 @@
 //! The work of a fill: bytes from upstream into a staged file, the verdict on them, the commit.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -88,12 +89,13 @@ impl Writer {
             file,
             learning: self.learning.clone(),
             bad_signature: is_bad(&vouched),
+            unverified: Arc::default(),
         });
         self.sender
             .send_modify(|state| state.head = Some(begun.clone()));
         match staged {
             Ok(staged) => self.copy(download, staged, &begun).await,
-            Err(full) => self.spill(download, Hasher::default(), &full),
+            Err(full) => self.spill(download, Hasher::default(), &full, &begun),
         }
     }
 
@@ -124,7 +126,7 @@ impl Writer {
                         // What is in `batch` was received but not written: it must come again.
                         let hasher = staged.hasher().clone();
                         let again = self.rewound(&download, staged.len());
-                        return self.spill(again, hasher, &full);
+                        return self.spill(again, hasher, &full, head);
                     }
                     self.sender.send_modify(|state| state.written = staged.len());
                     idle = Some(staged);
@@ -149,7 +151,7 @@ impl Writer {
                         let hasher = staged.hasher().clone();
                         if let Err(full) = result {
                             let again = self.rewound(&download, staged.len());
-                            return self.spill(again, hasher, &full);
+                            return self.spill(again, hasher, &full, head);
                         }
                         if let Err(e) = download.mend(cause, &hasher).await {
                             return self.end(Phase::Failed(e));
@@ -173,11 +175,14 @@ impl Writer {
         let outcome = conclude(sources, &self.learning, url, &nobody, self.terms, found).await;
         let (words, vouched) = match outcome {
             Ok(Outcome::Verified(words, vouched)) => (words, vouched),
-            Ok(Outcome::Unverified) => return self.end(Phase::Whole { verified: false }),
+            Ok(Outcome::Unverified) => {
+                head.unverified.store(true, Ordering::Relaxed);
+                return self.end(Phase::Whole);
+            }
             Err(e) => return self.end(Phase::Failed(e)),
         };
         // Followers have waited for nothing but this.
-        self.end(Phase::Whole { verified: true });
+        self.end(Phase::Whole);
         METRICS.archives_verified.inc();
         if let Ok(verified) = staged.verify(found) {
             self.commit(verified, &words, head, vouched).await;
@@ -246,7 +251,7 @@ impl Writer {
         ))
     }
 
-    fn spill(&self, download: Box<Download>, hasher: Hasher, full: &Full) {
+    fn spill(&self, download: Box<Download>, hasher: Hasher, full: &Full, begun: &FillHead) {
         let url = shown_url(&self.source.url);
         match full {
             Full::TooLarge => {
@@ -266,6 +271,7 @@ impl Writer {
             source: self.source.clone(),
             learning: self.learning.clone(),
             terms: self.terms,
+            unverified: begun.unverified.clone(),
             running: Mutex::new(Some(download)),
         })));
     }

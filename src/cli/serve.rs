@@ -180,7 +180,8 @@ fn reload(
         .max_size
         .filter(|bytes| *bytes != server.cache.store.budget())
     {
-        server.cache.store.set_budget(bytes);
+        let store = server.cache.store.clone();
+        tokio::task::spawn_blocking(move || store.set_budget(bytes));
     }
     Ok(config)
 }

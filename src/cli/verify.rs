@@ -42,7 +42,9 @@ pub fn main(common: &CommonArgs, args: &Args) -> Result<ExitCode, Exit> {
         for bad in &bad_blobs {
             match bad.blob {
                 Some(digest) => store.discard(digest),
-                None if bad.path.starts_with(dir.join("cache/content-v2")) => {
+                None if bad.path.starts_with(dir.join("cache/content-v2"))
+                    && bad.path.is_file() =>
+                {
                     std::fs::remove_file(&bad.path).map_err(broken)?;
                 }
                 None => {}

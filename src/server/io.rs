@@ -75,7 +75,7 @@ impl<S: Stream> AsyncRead for Peeked<S> {
             result = Pin::new(&mut self.inner).poll_read(cx, buf);
         }
         // What else is there comes with the first byte: a reader that got one alone would make room
-        // for a second time. Without it, what ails the stream is told with the next read.
+        // for a second time. That the stream has ended is told with the next read.
         if first.is_some() {
             result = Poll::Ready(Ok(()));
         }

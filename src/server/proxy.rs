@@ -46,8 +46,8 @@ pub fn turn_away(peer: &Peer, request: &Request<Incoming>) -> Response<Body> {
     trace.send(Answer::error(&error).with_reason(&error))
 }
 
-/// Refuses a request whose head is larger than that, in bytes: what is read at once may hold more
-/// than is read at the most.
+/// Refuses a request whose head is larger than about that, in bytes: what hyper reads at once may hold
+/// more than it reads at the most.
 pub fn too_large(peer: &Peer, request: &Request<Incoming>, limit: usize) -> Option<Response<Body>> {
     let headers = request.headers().iter();
     let headers: usize = headers
@@ -56,7 +56,7 @@ pub fn too_large(peer: &Peer, request: &Request<Incoming>, limit: usize) -> Opti
     let uri = request.uri();
     let path = uri.path_and_query().map_or(0, |path| path.as_str().len());
     let host = uri.authority().map_or(0, |host| host.as_str().len());
-    if path + host + headers <= limit {
+    if request.method().as_str().len() + path + host + headers <= limit {
         return None;
     }
     let trace = Trace::begin(peer, request.method(), "?".to_owned());

@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -22,7 +22,6 @@ use hyper::{Method, Response, StatusCode};
 use super::conditional::{Part, not_modified, part};
 use super::connection::Peer;
 use super::leases::Summary;
-use crate::cache::fill::Fill;
 use crate::cache::follower::Reader;
 use crate::error::{Error, Kind};
 use crate::telemetry::{METRICS, Outcome};
@@ -78,14 +77,14 @@ pub struct ArchiveBytes {
     pub from_cache: bool,
     /// Whether a complete answer is a verified one, as far as that was known when it began
     pub verified: bool,
-    /// Where it came from a fill, which knows better at the end
-    pub fill: Option<Arc<Fill>>,
+    /// Whether there turned out to be nothing to verify by, once it is over
+    pub unverified: Arc<AtomicBool>,
 }
 
 impl ArchiveBytes {
     /// Whether what was sent whole was verified.
     fn is_verified(&self) -> bool {
-        self.verified && !self.fill.as_ref().is_some_and(|fill| fill.is_unverified())
+        self.verified && !self.unverified.load(Ordering::Relaxed)
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::hash_file;
-use super::index::{Bucket, buckets, content_path, contents};
+use super::index::{Bucket, buckets, content_path, content_paths, digest_at};
 use crate::digest::Digest;
 
 /// Something wrong in the store.
@@ -37,7 +37,21 @@ pub fn check_all(data_dir: &Path) -> io::Result<Vec<Bad>> {
     fs::read_dir(&cache)?;
     let mut sizes = HashMap::new();
     let mut suspects = Vec::new();
-    for (path, digest) in contents(&cache) {
+    let mut unreadable = Vec::new();
+    for path in content_paths(&cache) {
+        let path = match path {
+            Ok(path) => path,
+            Err((_, e)) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err((path, e)) => {
+                unreadable.push(Bad {
+                    path,
+                    what: format!("cannot be read: {e}"),
+                    blob: None,
+                });
+                continue;
+            }
+        };
+        let digest = digest_at(&path);
         match check_content(&path, digest) {
             Ok(size) => {
                 sizes.insert(digest, size);
@@ -53,10 +67,10 @@ pub fn check_all(data_dir: &Path) -> io::Result<Vec<Bad>> {
         })
         .collect();
     if suspects.is_empty() && torn.is_empty() {
-        return Ok(Vec::new());
+        return Ok(unreadable);
     }
     std::thread::sleep(SETTLE);
-    let mut bad = Vec::new();
+    let mut bad = unreadable;
     for (path, digest) in suspects {
         match check_content(&path, digest) {
             Err(what) if path.exists() => bad.push(Bad {

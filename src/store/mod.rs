@@ -37,8 +37,10 @@ use table::{Inner, Known, Stamp};
 const DEFAULT_BUDGET: u64 = 50 << 30;
 /// The part of the budget that may be added before it is known what is held.
 const EARLY: u64 = 16;
-/// Blobs entered or removed under one lock.
+/// Blobs entered or removed under one lock by what nobody waits for.
 const BATCH: usize = 64;
+/// The time that others have for the lock between two batches.
+const BETWEEN: Duration = Duration::from_millis(1);
 
 /// The store of one data dir. One process at a time may have it open.
 pub struct Store {
@@ -155,11 +157,15 @@ impl Store {
         self.budget.load(Ordering::Relaxed)
     }
 
-    /// Holds no more than that from now on.
+    /// Holds no more than that from now on (blocking).
     pub fn set_budget(&self, bytes: u64) {
-        self.fit.store(false, Ordering::Relaxed);
-        self.budget.store(bytes, Ordering::Relaxed);
-        if self.lock().known == Known::All {
+        let known = {
+            let inner = self.lock();
+            self.fit.store(false, Ordering::Relaxed);
+            self.budget.store(bytes, Ordering::Relaxed);
+            inner.known
+        };
+        if known == Known::All {
             self.evict(|inner| inner.stored > self.room(inner), None);
         }
     }
@@ -171,12 +177,15 @@ impl Store {
 
     /// Where no budget was given: half of what the disk has for larder.
     fn fit_disk(&self) {
-        let fit = self.fit.load(Ordering::Relaxed);
-        if let (true, Ok(disk)) = (fit, rustix::fs::statvfs(&self.cache)) {
-            let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-            let half = free.saturating_add(self.lock().stored) / 2;
-            self.budget
-                .store(DEFAULT_BUDGET.min(half), Ordering::Relaxed);
+        let Ok(disk) = rustix::fs::statvfs(&self.cache) else {
+            return;
+        };
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let inner = self.lock();
+        if self.fit.load(Ordering::Relaxed) {
+            let half = free.saturating_add(inner.stored) / 2;
+            let budget = DEFAULT_BUDGET.min(half);
+            self.budget.store(budget, Ordering::Relaxed);
         }
     }
 
@@ -309,7 +318,9 @@ impl Store {
     /// The same while there is `too_much`. Others come between.
     fn evict(&self, too_much: impl Fn(&Inner) -> bool, unused_for: Option<Duration>) -> Freed {
         let mut freed = Freed::default();
-        while self.evict_some(&mut freed, &too_much, unused_for) {}
+        while self.evict_some(&mut freed, &too_much, unused_for) {
+            std::thread::sleep(BETWEEN);
+        }
         freed
     }
 
@@ -357,16 +368,20 @@ impl Store {
         if wanted > budget {
             return Err(Full::NoRoom);
         }
-        if inner.known < Known::All && inner.early.saturating_add(wanted) > budget / EARLY {
-            return Err(Full::NoRoom);
+        if inner.known < Known::All {
+            if inner.early.saturating_add(wanted) > budget / EARLY {
+                return Err(Full::NoRoom);
+            }
+            // The scan ends with room for it.
+            inner.reserved = wanted;
+            return Ok(());
         }
         while inner.stored > budget - wanted {
-            let oldest = inner.order.first_key_value().map(|(_, digest)| *digest);
-            // Before all are known, the oldest one is not known either.
-            let Some(oldest) = oldest.filter(|_| inner.known == Known::All) else {
+            let Some((_, digest)) = inner.order.first_key_value() else {
                 return Err(Full::NoRoom);
             };
-            self.remove(&mut inner, oldest);
+            let digest = *digest;
+            self.remove(&mut inner, digest);
             METRICS.evictions.inc();
         }
         inner.reserved = wanted;

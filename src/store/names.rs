@@ -100,7 +100,7 @@ impl Store {
 
     /// Looks for a blob that is not known of yet, of that size if one is named.
     pub(super) fn discover(&self, inner: &mut Inner, digest: Digest, size: Option<u64>) -> bool {
-        if inner.known >= Known::Contents {
+        if inner.known >= Known::Contents && !inner.partial {
             return false;
         }
         let Ok(file) = fs::metadata(content_path(&self.cache, &digest)) else {
@@ -118,6 +118,16 @@ impl Store {
     /// Lets a further key name a held blob (blocking).
     pub fn name(&self, key: &str, digest: Digest, record: &Arc<Record>) -> io::Result<()> {
         self.name_locked(&mut self.lock(), key, digest, record)
+    }
+
+    /// The same where the key names nothing that is held yet.
+    pub fn name_new(&self, key: &str, digest: Digest, record: &Arc<Record>) -> io::Result<()> {
+        let mut inner = self.lock();
+        let wanted = |entry: &Entry| entry.key == key;
+        match self.look_up_locked(&mut inner, BucketName::of(key), &wanted) {
+            Some(_) => Ok(()),
+            None => self.name_locked(&mut inner, key, digest, record),
+        }
     }
 
     fn name_locked(

@@ -71,7 +71,9 @@ fn guarded_scan(store: &Weak<Store>) -> Option<()> {
         tracing::error!(
             "looking through the store broke off; what was not found yet is fetched anew"
         );
-        store.upgrade()?.finish();
+        let this = store.upgrade()?;
+        this.lock().partial = true;
+        this.finish(false);
         Some(())
     })
 }
@@ -85,37 +87,45 @@ pub(super) fn scan(store: &Weak<Store>) -> Option<()> {
     let this = store.upgrade()?;
     if contents && names {
         this.drop_nameless();
-    } else {
-        tracing::error!(path = %cache.display(), "parts of the store cannot be read; what lies there is fetched anew; run `larder verify`");
     }
-    this.fit_disk();
-    this.finish();
+    if contents {
+        this.fit_disk();
+    }
+    this.finish(contents);
     let (blobs, bytes) = {
         let inner = this.lock();
         (inner.blobs.len(), inner.stored)
     };
-    let took = started.elapsed().as_millis() as u64;
-    tracing::info!(blobs, bytes, took_ms = took, "all that is held is known");
+    let took_ms = started.elapsed().as_millis() as u64;
+    match contents && names {
+        true => tracing::info!(blobs, bytes, took_ms, "all that is held is known"),
+        false => {
+            tracing::error!(blobs, bytes, took_ms, path = %cache.display(), "parts of the store cannot be read: the budget does not count what lies there; run `larder verify`")
+        }
+    }
     Some(())
 }
 
 /// Whether every folder could be read.
 fn scan_contents(store: &Weak<Store>, cache: &Path) -> Option<bool> {
     let mut found: Vec<(SystemTime, Digest, u64)> = Vec::new();
-    let whole = in_tries(store, || {
+    let whole = in_tries(store, |failed| {
         found.clear();
         for path in index::content_paths(cache) {
-            let path = path?;
-            let size = match fs::metadata(&path) {
-                Ok(m) => Some((m.accessed().or_else(|_| m.modified()), m.len())),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-                Err(e) => return Err((path, e)),
-            };
-            if let (Some(digest), Some((used, size))) = (index::digest_at(&path), size) {
-                found.push((used.unwrap_or(SystemTime::UNIX_EPOCH), digest, size));
+            let looked = path.and_then(|path| match fs::metadata(&path) {
+                Ok(m) => Ok((m, path)),
+                Err(e) => Err((path, e)),
+            });
+            match looked {
+                Ok((m, path)) => {
+                    let used = m.accessed().or_else(|_| m.modified());
+                    let used = used.unwrap_or(SystemTime::UNIX_EPOCH);
+                    found.extend(index::digest_at(&path).map(|digest| (used, digest, m.len())));
+                }
+                Err(e) => failed(e),
             }
         }
-        Ok(())
+        Some(())
     })?;
     found.sort_unstable();
     for (i, batch) in found.chunks(BATCH).enumerate() {
@@ -125,39 +135,44 @@ fn scan_contents(store: &Weak<Store>, cache: &Path) -> Option<bool> {
             inner.find_blob(*digest, *size, *used, (i * BATCH + j) as u64);
         }
     }
-    store.upgrade()?.lock().known = Known::Contents;
+    let this = store.upgrade()?;
+    let mut inner = this.lock();
+    inner.known = Known::Contents;
+    inner.partial = !whole;
     Some(whole)
 }
 
 /// Whether every index file could be read. Without all contents, nothing is taken for gone.
 fn scan_names(store: &Weak<Store>, cache: &Path, contents: bool) -> Option<bool> {
-    let mut closed = false;
-    let whole = in_tries(store, || {
+    in_tries(store, |failed| {
         for path in index::bucket_paths(cache) {
-            let Some(this) = store.upgrade() else {
-                closed = true;
-                return Ok(());
-            };
-            let path = path?;
-            match this.take_in(&path, contents) {
-                // An eviction came between.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err((path, e)),
-                Ok(()) => {}
+            let this = store.upgrade()?;
+            let taken = path.and_then(|path| this.take_in(&path, contents).map_err(|e| (path, e)));
+            if let Err(e) = taken {
+                failed(e);
             }
         }
-        Ok(())
-    });
-    if closed { None } else { whole }
+        Some(())
+    })
 }
 
-/// Does it again where something cannot be read; whether it was done in the end.
+/// What could not be read, and why.
+type Failure = (PathBuf, io::Error);
+
+/// Does it again where something could not be read; whether it was done in the end.
 fn in_tries(
     store: &Weak<Store>,
-    mut work: impl FnMut() -> Result<(), (PathBuf, io::Error)>,
+    mut work: impl FnMut(&mut dyn FnMut(Failure)) -> Option<()>,
 ) -> Option<bool> {
     for tried in 1..=TRIES {
-        let Err((path, error)) = work() else {
+        let mut first: Option<Failure> = None;
+        work(&mut |failure| {
+            // What is gone by now was evicted.
+            if failure.1.kind() != io::ErrorKind::NotFound {
+                first.get_or_insert(failure);
+            }
+        })?;
+        let Some((path, error)) = first else {
             return Some(true);
         };
         tracing::warn!(path = %path.display(), %error, tried, "a part of the store cannot be read");
@@ -175,7 +190,7 @@ impl Store {
         let Some(name) = BucketName::at(path) else {
             if path.extension().is_some_and(|ending| ending == MENDING) {
                 // A crash came before it got its name.
-                fs::remove_file(path)?;
+                let _ = fs::remove_file(path);
             }
             return Ok(());
         };
@@ -231,12 +246,15 @@ impl Store {
         }
     }
 
-    /// All is known: the budget holds from here on.
-    fn finish(&self) {
+    /// The budget holds from here on. What is known in parts tells nothing of what to evict.
+    fn finish(&self, whole: bool) {
         loop {
-            self.evict(|inner| inner.stored > self.room(inner), None);
+            if whole {
+                self.evict(|inner| inner.stored > self.room(inner), None);
+            }
             let mut inner = self.lock();
-            if inner.stored <= self.room(&inner) || inner.order.is_empty() {
+            // Others may have reserved meanwhile.
+            if !whole || inner.stored <= self.room(&inner) || inner.order.is_empty() {
                 inner.known = Known::All;
                 inner.gone = Default::default();
                 break;

@@ -33,9 +33,11 @@ pub(super) struct Inner {
     /// Goes up with each change of an entry
     pub changes: u64,
     pub known: Known,
+    /// Whether there may be more, where it could not be looked
+    pub partial: bool,
     /// Bytes committed before all was known
     pub early: u64,
-    /// Blobs removed before all was known
+    /// Blobs removed before all contents were known
     pub gone: HashSet<Digest>,
 }
 
@@ -90,6 +92,7 @@ impl Inner {
                 .build(),
             changes: 0,
             known: Known::Asked,
+            partial: false,
             early: 0,
             gone: HashSet::new(),
         }
@@ -181,7 +184,7 @@ impl Inner {
         for name in &blob.names {
             self.hot.invalidate(name);
         }
-        if self.known < Known::All {
+        if self.known < Known::Contents {
             self.gone.insert(digest);
         }
         METRICS.stored_bytes.set(self.stored as i64);

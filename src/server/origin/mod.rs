@@ -4,6 +4,8 @@ mod documents;
 mod mirror;
 mod ways;
 
+use std::sync::Arc;
+
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::header::{
@@ -263,7 +265,7 @@ impl Asking {
                     _ => ("fwd=miss; stored", true),
                 };
                 let (sources, upstream) = (cache.sources().clone(), cache.upstream.clone());
-                let (own, whole) = (url.clone(), fill.clone());
+                let own = url.clone();
                 let (at_fill, file) = ((&fill, guard), head.file.clone());
                 let response = archive(
                     &self.parts.method,
@@ -286,7 +288,7 @@ impl Asking {
                 answer.archive = Some(ArchiveBytes {
                     from_cache: joined,
                     verified,
-                    fill: Some(whole),
+                    unverified: head.unverified.clone(),
                 });
                 Ok(answer)
             }
@@ -311,7 +313,7 @@ impl Asking {
             answer.archive = Some(ArchiveBytes {
                 from_cache: true,
                 verified: answer.response.status() == StatusCode::OK,
-                fill: None,
+                unverified: Arc::default(),
             });
         }
         answer
@@ -325,6 +327,7 @@ impl Asking {
             ));
         }
         let mut direct = passing.direct;
+        let unverified = direct.unverified();
         if passing.length == Some(0) {
             // There is no end to withhold.
             direct.verdict().await?;
@@ -344,7 +347,7 @@ impl Asking {
         answer.archive = Some(ArchiveBytes {
             from_cache: false,
             verified: answer.response.status() == StatusCode::OK,
-            fill: None,
+            unverified,
         });
         Ok(answer)
     }
