@@ -93,6 +93,8 @@ pub struct Sources {
     pub judge: Arc<Judge>,
     /// Archives of which clients may hold bytes that never were verified
     tainted: Cache<String, ()>,
+    /// Archives for which no digest was to be had when they last came
+    unverifiable: Cache<String, ()>,
 }
 
 impl Sources {
@@ -105,6 +107,7 @@ impl Sources {
                 .max_capacity(10_000)
                 .time_to_live(TAINT)
                 .build(),
+            unverifiable: Cache::new(10_000),
         }
     }
 
@@ -115,12 +118,22 @@ impl Sources {
             metadata,
             store: self.store.clone(),
             tainted: self.tainted.clone(),
+            unverifiable: self.unverifiable.clone(),
         }
     }
 
     /// A client was cut off: what it has must not be completed by a later range.
     pub fn taint(&self, archive: &Url) {
         self.tainted.insert(url_key(archive), ());
+    }
+
+    /// No digest was to be had for it: whoever asks next is told so from the beginning.
+    pub fn note_unverifiable(&self, archive: &Url) {
+        self.unverifiable.insert(url_key(archive), ());
+    }
+
+    pub fn was_unverifiable(&self, archive: &Url) -> bool {
+        self.unverifiable.contains_key(&url_key(archive))
     }
 
     pub fn is_tainted(&self, archive: &Url) -> bool {

@@ -155,7 +155,7 @@ impl Fill {
             METRICS.fills.inc();
             let writer = Writer {
                 upstream,
-                learning: learn(&sources, &source.url, &HeaderMap::new()),
+                learning: learn(&sources, &source.url, &HeaderMap::new()).await,
                 terms,
                 vouching: start_vouching(&sources, &source.url),
                 sources,

@@ -398,7 +398,7 @@ impl Cache {
         } else {
             HeaderMap::new()
         };
-        let learning = verdict::learn(&self.sources, &source.url, &credentials);
+        let learning = verdict::learn(&self.sources, &source.url, &credentials).await;
         match Download::open(&self.upstream, source.clone()).await? {
             Opened::Archive(download) => {
                 let head = download.head().clone();

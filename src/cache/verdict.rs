@@ -1,8 +1,10 @@
 //! The judgement on an archive's bytes: which digest they should have, and what is said and noted
 //! when they have another.
 
-use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, Shared};
+use std::task::Poll;
+
+use futures_util::future::{BoxFuture, Shared, ready};
+use futures_util::{FutureExt as _, poll};
 use hyper::header::HeaderMap;
 use url::Url;
 
@@ -20,20 +22,24 @@ use crate::upstream::shown_url;
 /// Learning the digest, while the bytes are on their way.
 pub type Learning = Shared<BoxFuture<'static, Verdict>>;
 
-/// Starts to learn which digest `url` should have.
-pub fn learn(sources: &Sources, url: &Url, credentials: &HeaderMap) -> Learning {
+/// Starts to learn which digest `url` should have. What takes no asking is learnt when this returns.
+pub async fn learn(sources: &Sources, url: &Url, credentials: &HeaderMap) -> Learning {
     let (sources, url, credentials) = (sources.clone(), url.clone(), credentials.clone());
-    let task = tokio::spawn(async move { sources.learn(&url, &credentials).await });
-    task.map(|joined| {
-        joined.unwrap_or_else(|e| {
-            Verdict::Failed(Error::new(
-                ErrorKind::Internal,
-                format!("a lookup broke off: {e}"),
-            ))
+    let mut learning = Box::pin(async move { sources.learn(&url, &credentials).await });
+    if let Poll::Ready(verdict) = poll!(learning.as_mut()) {
+        return ready(verdict).boxed().shared();
+    }
+    tokio::spawn(learning)
+        .map(|joined| {
+            joined.unwrap_or_else(|e| {
+                Verdict::Failed(Error::new(
+                    ErrorKind::Internal,
+                    format!("a lookup broke off: {e}"),
+                ))
+            })
         })
-    })
-    .boxed()
-    .shared()
+        .boxed()
+        .shared()
 }
 
 /// The verdict when the bytes are there. A lookup that failed gets another chance: by now upstream

@@ -27,6 +27,8 @@ use crate::upstream::{Upstream, chunk, shown_url};
 
 /// Bytes written at once, at the most. Two such batches are in memory: one written, one received.
 const BATCH: usize = 512 << 10;
+/// So long the head of an archive waits that had no digest the last time, to be able to say so.
+const GRACE: Duration = Duration::from_millis(20);
 const REFUSAL_LIMIT: usize = 64 << 10;
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -81,6 +83,9 @@ impl Writer {
             Ok(staged) => Some(staged.file().clone()),
             Err(_) => None,
         };
+        if self.sources.was_unverifiable(&self.source.url) {
+            let _ = tokio::time::timeout(GRACE, self.learning.clone()).await;
+        }
         let nobody = HeaderMap::new();
         let vouched = self.sources.vouch(&self.source.url, &nobody, false).await;
         let begun = Arc::new(FillHead {
@@ -176,6 +181,7 @@ impl Writer {
         let (words, vouched) = match outcome {
             Ok(Outcome::Verified(words, vouched)) => (words, vouched),
             Ok(Outcome::Unverified) => {
+                sources.note_unverifiable(url);
                 head.unverified.store(true, Ordering::Relaxed);
                 return self.end(Phase::Whole);
             }

@@ -1,11 +1,15 @@
 //! One connection: what speaks on it is told by its first byte.
 
+use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
@@ -23,6 +27,7 @@ use super::access::{Place, Standing};
 use super::io::{Patient, Peeked, Stream};
 use super::leases::Whose;
 use super::respond::Body;
+use super::resting::{Resting, Turn};
 use super::{Entrance, origin, proxy};
 use crate::config::{Authority, HostName};
 
@@ -322,26 +327,114 @@ fn choose(
     Some((name.clone(), Role::Origin(authority.clone())))
 }
 
-/// Waits for a first request before it makes room for any.
-fn serve_when_asked(peer: Peer, mut stream: Box<impl Stream>, role: Role) -> Served {
+/// HTTP/1.1 over TLS until the peer or draining ends it. What a request needs is made when one comes,
+/// and for an intercepted host given back when it is answered.
+fn serve_when_asked(peer: Peer, stream: Box<impl Stream>, role: Role) -> Served {
+    Box::pin(async move {
+        let served = Arc::new(AtomicU64::new(0));
+        let (mut stream, mut early) = (stream, Bytes::new());
+        loop {
+            if early.is_empty() {
+                early = match first_byte(&peer, &mut stream).await {
+                    Some(first) => Bytes::copy_from_slice(&[first]),
+                    None => return,
+                };
+            }
+            let turn = Resting::new(early, stream);
+            if !matches!(role, Role::Origin(_)) {
+                return serve(peer, turn, role).await;
+            }
+            let turn = serve_turn(peer.clone(), turn, role.clone(), served.clone());
+            let Some(rest) = Box::pin(turn).await else {
+                return;
+            };
+            (early, stream) = rest;
+        }
+    })
+}
+
+/// Waits for what a request begins with; none where the connection is over.
+async fn first_byte(peer: &Peer, stream: &mut Box<impl Stream>) -> Option<u8> {
     let mut draining = peer.entrance.server.shared.draining.subscribe();
     let patience = peer.entrance.server.config.limits.idle;
     let mut first = [0];
-    let waiting = Box::pin(async move {
-        let read = tokio::select! {
-            read = timeout(patience, stream.read(&mut first)) => read,
-            _ = draining.wait_for(|on| *on) => Ok(Ok(0)),
-        };
-        match read {
-            Ok(Ok(1)) => return Some(serve(peer, Peeked::back(first[0], stream), role)),
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "connection ended"),
-            Err(_) => tracing::debug!(peer = %peer.addr, "nothing was asked for; closed"),
+    let read = tokio::select! {
+        read = timeout(patience, stream.read(&mut first)) => read,
+        _ = draining.wait_for(|on| *on) => Ok(Ok(0)),
+    };
+    match read {
+        Ok(Ok(1)) => return Some(first[0]),
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "connection ended"),
+        Err(_) => tracing::debug!(peer = %peer.addr, "nothing was asked for; closed"),
+    }
+    let _ = timeout(FAREWELL, stream.shutdown()).await;
+    None
+}
+
+/// Serves what is asked for, until everything is answered: then what was read beyond it, and the stream.
+/// None where the connection has ended.
+async fn serve_turn<S: Stream>(
+    peer: Peer,
+    stream: Resting<S>,
+    role: Role,
+    served: Arc<AtomicU64>,
+) -> Option<(Bytes, Box<S>)> {
+    let mut draining = peer.entrance.server.shared.draining.subscribe();
+    let running = peer.running.clone();
+    let limits = peer.entrance.server.config.limits.clone();
+    let (turn, flushed) = (Arc::new(Turn::default()), stream.flushed());
+    let service = service_fn({
+        let (turn, most) = (turn.clone(), limits.requests_per_connection);
+        move |request: Request<Incoming>| {
+            turn.begin(&request);
+            let last = served.fetch_add(1, Ordering::Relaxed) + 1 >= most;
+            let answering = answer(peer.clone(), role.clone(), request, last);
+            let turn = turn.clone();
+            Box::pin(async move {
+                let response = answering.await?;
+                turn.answer(&response);
+                Ok::<_, Infallible>(response)
+            })
         }
-        let _ = timeout(FAREWELL, stream.shutdown()).await;
-        None
     });
-    then_served(waiting)
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.idle)
+        .max_buf_size(limits.header_bytes)
+        .serve_connection(TokioIo::new(stream), service);
+    let until_over = poll_fn(|cx| match connection.poll_without_shutdown(cx) {
+        Poll::Pending if turn.is_over(&running, &flushed) => Poll::Ready(Ok(true)),
+        polled => polled.map_ok(|()| false),
+    });
+    let mut ended = tokio::select! {
+        ended = until_over => Some(ended),
+        _ = draining.wait_for(|on| *on) => None,
+    };
+    if ended.is_none() {
+        Pin::new(&mut connection).graceful_shutdown();
+        let end = poll_fn(|cx| connection.poll_without_shutdown(cx).map_ok(|()| false));
+        ended = match running.load(Ordering::SeqCst) {
+            0 => timeout(FAREWELL, end).await.ok(),
+            _ => Some(end.await),
+        };
+    }
+    match ended? {
+        Ok(goes_on) => {
+            let parts = connection.into_parts();
+            let (mut early, mut stream) = parts.io.into_inner().into_parts();
+            if goes_on {
+                if !parts.read_buf.is_empty() {
+                    early = [parts.read_buf, early].concat().into();
+                }
+                return Some((early, stream));
+            }
+            let _ = timeout(LAST_WORDS, stream.shutdown()).await;
+        }
+        // Without a farewell: an answer that was cut short must look so.
+        Err(error) => tracing::debug!(%error, "connection ended"),
+    }
+    None
 }
 
 /// HTTP/1.1 until the peer or draining ends it.
@@ -354,20 +447,8 @@ fn serve(peer: Peer, stream: impl Stream, role: Role) -> Served {
     }
     let served = Arc::new(AtomicU64::new(0));
     let service = service_fn(move |request: Request<Incoming>| {
-        let (mut peer, role) = (peer.clone(), role.clone());
-        // By the rules of now: a connection may be older than they are.
-        peer.entrance.server = peer.entrance.server.latest();
-        peer.standing = peer.entrance.server.access.standing(peer.addr.ip());
         let last = served.fetch_add(1, Ordering::Relaxed) + 1 >= limits.requests_per_connection;
-        // Boxed: hyper has room for it as long as the connection lasts, idle or not.
-        Box::pin(async move {
-            let mut response = dispatch(peer, role, request).await;
-            if last {
-                let close = HeaderValue::from_static("close");
-                response.headers_mut().insert(CONNECTION, close);
-            }
-            Ok::<Response<Body>, std::convert::Infallible>(response)
-        })
+        answer(peer.clone(), role.clone(), request, last)
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -391,6 +472,23 @@ fn serve(peer: Peer, stream: impl Stream, role: Role) -> Served {
         } else {
             let _ = connection.await;
         }
+    })
+}
+
+/// An answer on its way. Boxed: hyper has room for it as long as the connection lasts, idle or not.
+type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+fn answer(mut peer: Peer, role: Role, request: Request<Incoming>, last: bool) -> Answering {
+    // By the rules of now: a connection may be older than they are.
+    peer.entrance.server = peer.entrance.server.latest();
+    peer.standing = peer.entrance.server.access.standing(peer.addr.ip());
+    Box::pin(async move {
+        let mut response = dispatch(peer, role, request).await;
+        if last {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
+        Ok(response)
     })
 }
 

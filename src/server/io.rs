@@ -30,17 +30,12 @@ impl<S: Stream> Peeked<S> {
         let mut byte = [0];
         Ok(match inner.read(&mut byte).await? {
             0 => None,
-            _ => Some(Self::back(byte[0], inner)),
+            _ => Some(Self {
+                first: Some(byte[0]),
+                inner,
+                record: None,
+            }),
         })
-    }
-
-    /// A stream of which `first` was read.
-    pub fn back(first: u8, inner: S) -> Self {
-        Self {
-            first: Some(first),
-            inner,
-            record: None,
-        }
     }
 
     /// Remembers what is read from here on.

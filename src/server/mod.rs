@@ -11,6 +11,7 @@ mod pages;
 mod proxy;
 mod relay;
 mod respond;
+mod resting;
 mod tunnel;
 mod users;
 
