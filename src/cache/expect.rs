@@ -107,7 +107,10 @@ impl Sources {
                 .max_capacity(10_000)
                 .time_to_live(TAINT)
                 .build(),
-            unverifiable: Cache::new(10_000),
+            unverifiable: Cache::builder()
+                .max_capacity(10_000)
+                .time_to_live(TAINT)
+                .build(),
         }
     }
 
@@ -127,7 +130,7 @@ impl Sources {
         self.tainted.insert(url_key(archive), ());
     }
 
-    /// No digest was to be had for it: whoever asks next is told so from the beginning.
+    /// No digest was to be had for it: of the next fill, clients are told so from the beginning.
     pub fn note_unverifiable(&self, archive: &Url) {
         self.unverifiable.insert(url_key(archive), ());
     }

@@ -403,7 +403,8 @@ async fn serve_turn<S: Stream>(
         .header_read_timeout(limits.idle)
         .max_buf_size(limits.header_bytes)
         .serve_connection(TokioIo::new(stream), service);
-    let until_over = poll_fn(|cx| match connection.poll_without_shutdown(cx) {
+    // As a future, hyper flushes and shuts down what has ended before it says so.
+    let until_over = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
         Poll::Pending if turn.is_over(&running, &flushed) => Poll::Ready(Ok(true)),
         polled => polled.map_ok(|()| false),
     });
@@ -413,25 +414,23 @@ async fn serve_turn<S: Stream>(
     };
     if ended.is_none() {
         Pin::new(&mut connection).graceful_shutdown();
-        let end = poll_fn(|cx| connection.poll_without_shutdown(cx).map_ok(|()| false));
-        ended = match running.load(Ordering::SeqCst) {
-            0 => timeout(FAREWELL, end).await.ok(),
-            _ => Some(end.await),
+        let idle = running.load(Ordering::SeqCst) == 0 && flushed.is_all();
+        let end = async { (&mut connection).await.map(|()| false) };
+        ended = match idle {
+            true => timeout(FAREWELL, end).await.ok(),
+            false => Some(end.await),
         };
     }
     match ended? {
-        Ok(goes_on) => {
+        Ok(true) => {
             let parts = connection.into_parts();
-            let (mut early, mut stream) = parts.io.into_inner().into_parts();
-            if goes_on {
-                if !parts.read_buf.is_empty() {
-                    early = [parts.read_buf, early].concat().into();
-                }
-                return Some((early, stream));
+            let (mut early, stream) = parts.io.into_inner().into_parts();
+            if !parts.read_buf.is_empty() {
+                early = [parts.read_buf, early].concat().into();
             }
-            let _ = timeout(LAST_WORDS, stream.shutdown()).await;
+            return Some((early, stream));
         }
-        // Without a farewell: an answer that was cut short must look so.
+        Ok(false) => {}
         Err(error) => tracing::debug!(%error, "connection ended"),
     }
     None

@@ -54,13 +54,19 @@ impl Turn {
             && !self.odd.load(Ordering::SeqCst)
             && self.pending.load(Ordering::SeqCst) == 0
             && running.load(Ordering::SeqCst) == 0
-            && flushed.0.load(Ordering::SeqCst)
+            && flushed.is_all()
     }
 }
 
 /// Whether all that was written is flushed.
 #[derive(Clone)]
 pub struct Flushed(Arc<AtomicBool>);
+
+impl Flushed {
+    pub fn is_all(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
 
 /// A stream with bytes put back in front, which knows whether it is flushed.
 pub struct Resting<S> {
@@ -133,7 +139,8 @@ impl<S: Stream> AsyncWrite for Resting<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        let result = Pin::new(&mut self.inner).poll_shutdown(cx);
+        self.written(result)
     }
 
     fn poll_write_vectored(

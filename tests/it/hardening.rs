@@ -189,3 +189,22 @@ async fn a_blob_without_its_entry_is_fetched_anew() {
     assert_eq!(again.header("content-type"), first.header("content-type"));
     assert_eq!(upstream.gets(RELEASES, &product.archive_path()), 2);
 }
+
+#[tokio::test]
+async fn an_answer_to_a_request_whose_body_never_comes_is_whole() {
+    let upstream = Upstream::start();
+    let product = Product::sized("terraform", "1.9.0", 24 << 20);
+    product.publish(&upstream);
+    let larder = Setup::new(&upstream).start().await;
+    let client = larder.client();
+    client.get(&product.archive_url()).await;
+    larder.setup.holds(1).await;
+    let path = product.archive_path();
+    for never in ["Content-Length: 1000\r\n", "Connection: close\r\n", ""] {
+        let mut conn = client.open(RELEASES).await;
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {RELEASES}\r\n{never}\r\n");
+        conn.write(head.as_bytes()).await;
+        let got = conn.answer("GET").await.unwrap().finish().await;
+        got.assert_is(&product.archive);
+    }
+}
