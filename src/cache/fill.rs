@@ -83,15 +83,6 @@ pub struct FillHead {
     pub unverified: Arc<AtomicBool>,
 }
 
-/// What can be said of the digest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DigestKnown {
-    Yes,
-    NotYet,
-    /// None is to be had: the archive is passed through and not kept
-    Never,
-}
-
 /// Where followers leave the staged file.
 pub struct Spill {
     pub at: u64,
@@ -113,13 +104,12 @@ pub struct Refusal {
 }
 
 impl FillHead {
-    /// What is known of the digest by now.
-    pub fn digest(&self) -> DigestKnown {
-        match self.learning.clone().now_or_never() {
-            Some(Verdict::Known(..)) => DigestKnown::Yes,
-            Some(Verdict::NoneToBeHad) => DigestKnown::Never,
-            _ => DigestKnown::NotYet,
-        }
+    /// Whether it is known by now that no digest is to be had: it is passed through and not kept.
+    pub fn has_no_digest(&self) -> bool {
+        matches!(
+            self.learning.clone().now_or_never(),
+            Some(Verdict::NoneToBeHad)
+        )
     }
 }
 

@@ -31,7 +31,7 @@ pub use head::HeadOnly;
 use crate::config::{Authority, Republished};
 use crate::digest::Digest;
 use crate::error::{Error, Kind as ErrorKind};
-use crate::store::{Held, Record, Store};
+use crate::store::{Held, OnRecord, Record, Store};
 use crate::upstream::download::{Download, Opened, Source};
 use crate::upstream::{Upstream, shown_url};
 use document::end_to_end;
@@ -205,15 +205,11 @@ impl Cache {
     /// A held blob, found right since the start and unchanged; a rotten one is removed.
     async fn held(&self, digest: Option<Digest>, key: &str, url: &Url) -> Option<Held> {
         let digest = digest?;
-        let held = self.store.open_blob(digest)?;
-        let held = match held.checked {
-            true => held,
-            false => self.recheck(held).await?,
-        };
-        let mut held = held;
-        if self.store.find(key) == Some(digest) {
-            // What is on record of this very URL, not of another one that led to the same bytes.
-            held.record = self.store.record(key).unwrap_or(held.record);
+        let mut held = self.store.open_named(digest, key)?;
+        if !held.checked {
+            held = self.recheck(held, key).await?;
+        }
+        if held.on_record == OnRecord::Own {
             return Some(held);
         }
         // Held under another URL, whose signature and date are not this one's.
@@ -227,7 +223,7 @@ impl Cache {
         held.record = Arc::new(record);
         // A query may be anything: a name for each would be without bound.
         let plain = url.query().is_none() && url.fragment().is_none();
-        if held.named && self.store.find(key).is_none() && plain {
+        if held.on_record == OnRecord::Another && plain {
             let (store, key, record) = (self.store.clone(), key.to_owned(), held.record.clone());
             tokio::task::spawn_blocking(move || {
                 if let Err(error) = store.name_new(&key, digest, &record) {
@@ -238,10 +234,10 @@ impl Cache {
         Some(held)
     }
 
-    async fn recheck(&self, held: Held) -> Option<Held> {
+    async fn recheck(&self, held: Held, key: &str) -> Option<Held> {
         let _permit = self.rechecks.acquire().await.ok()?;
         // Somebody else may have checked it meanwhile.
-        let held = self.store.open_blob(held.digest)?;
+        let held = self.store.open_named(held.digest, key)?;
         if held.checked {
             return Some(held);
         }
@@ -353,7 +349,7 @@ impl Cache {
             false => self.store.find(key),
         });
         if let Some(held) = digest
-            .and_then(|d| self.store.open_blob(d))
+            .and_then(|d| self.store.open_named(d, key))
             .filter(|held| held.checked)
         {
             return Joined::Held(held);

@@ -1,23 +1,13 @@
 //! One connection: what speaks on it is told by its first byte.
 
-use std::convert::Infallible;
-use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::Poll;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use bytes::Bytes;
-use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderValue};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::server::Acceptor;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -26,17 +16,14 @@ use tokio_rustls::LazyConfigAcceptor;
 use super::access::{Place, Standing};
 use super::io::{Patient, Peeked, Stream};
 use super::leases::Whose;
-use super::respond::Body;
-use super::resting::{Resting, Turn};
-use super::{Entrance, origin, proxy};
+use super::serving::{serve, serve_when_asked};
+use super::{Entrance, proxy};
 use crate::config::{Authority, HostName};
 
 /// For what larder itself says at the end of a connection.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Bytes encrypted before they are written: several TLS records in one write.
 const WRITE: usize = 256 << 10;
-/// An idle connection is told of draining for so long, then dropped.
-const FAREWELL: Duration = Duration::from_millis(200);
 /// Alert: fatal, `unrecognized_name` (RFC 6066 section 3)
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 /// Alert: fatal, `access_denied` (RFC 8446 section 6.2)
@@ -325,186 +312,4 @@ fn choose(
     let fits = |a: &&Authority| a.host == *name && port.is_none_or(|port| a.port == port);
     let authority = intercept.find(fits)?;
     Some((name.clone(), Role::Origin(authority.clone())))
-}
-
-/// HTTP/1.1 over TLS until the peer or draining ends it. What a request needs is made when one comes,
-/// and for an intercepted host given back when it is answered.
-fn serve_when_asked(peer: Peer, stream: Box<impl Stream>, role: Role) -> Served {
-    Box::pin(async move {
-        let served = Arc::new(AtomicU64::new(0));
-        let (mut stream, mut early) = (stream, Bytes::new());
-        loop {
-            if early.is_empty() {
-                early = match first_byte(&peer, &mut stream).await {
-                    Some(first) => Bytes::copy_from_slice(&[first]),
-                    None => return,
-                };
-            }
-            let turn = Resting::new(early, stream);
-            if !matches!(role, Role::Origin(_)) {
-                return serve(peer, turn, role).await;
-            }
-            let turn = serve_turn(peer.clone(), turn, role.clone(), served.clone());
-            let Some(rest) = Box::pin(turn).await else {
-                return;
-            };
-            (early, stream) = rest;
-        }
-    })
-}
-
-/// Waits for what a request begins with; none where the connection is over.
-async fn first_byte(peer: &Peer, stream: &mut Box<impl Stream>) -> Option<u8> {
-    let mut draining = peer.entrance.server.shared.draining.subscribe();
-    let patience = peer.entrance.server.config.limits.idle;
-    let mut first = [0];
-    let read = tokio::select! {
-        read = timeout(patience, stream.read(&mut first)) => read,
-        _ = draining.wait_for(|on| *on) => Ok(Ok(0)),
-    };
-    match read {
-        Ok(Ok(1)) => return Some(first[0]),
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "connection ended"),
-        Err(_) => tracing::debug!(peer = %peer.addr, "nothing was asked for; closed"),
-    }
-    let _ = timeout(FAREWELL, stream.shutdown()).await;
-    None
-}
-
-/// Serves what is asked for, until everything is answered: then what was read beyond it, and the stream.
-/// None where the connection has ended.
-async fn serve_turn<S: Stream>(
-    peer: Peer,
-    stream: Resting<S>,
-    role: Role,
-    served: Arc<AtomicU64>,
-) -> Option<(Bytes, Box<S>)> {
-    let mut draining = peer.entrance.server.shared.draining.subscribe();
-    let running = peer.running.clone();
-    let limits = peer.entrance.server.config.limits.clone();
-    let (turn, flushed) = (Arc::new(Turn::default()), stream.flushed());
-    let service = service_fn({
-        let (turn, most) = (turn.clone(), limits.requests_per_connection);
-        move |request: Request<Incoming>| {
-            turn.begin(&request);
-            let last = served.fetch_add(1, Ordering::Relaxed) + 1 >= most;
-            let answering = answer(peer.clone(), role.clone(), request, last);
-            let turn = turn.clone();
-            Box::pin(async move {
-                let response = answering.await?;
-                turn.answer(&response);
-                Ok::<_, Infallible>(response)
-            })
-        }
-    });
-    let mut connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.idle)
-        .max_buf_size(limits.header_bytes)
-        .serve_connection(TokioIo::new(stream), service);
-    // As a future, hyper flushes and shuts down what has ended before it says so.
-    let until_over = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
-        Poll::Pending if turn.is_over(&running, &flushed) => Poll::Ready(Ok(true)),
-        polled => polled.map_ok(|()| false),
-    });
-    let mut ended = tokio::select! {
-        ended = until_over => Some(ended),
-        _ = draining.wait_for(|on| *on) => None,
-    };
-    if ended.is_none() {
-        Pin::new(&mut connection).graceful_shutdown();
-        let idle = running.load(Ordering::SeqCst) == 0 && flushed.is_all();
-        let end = async { (&mut connection).await.map(|()| false) };
-        ended = match idle {
-            true => timeout(FAREWELL, end).await.ok(),
-            false => Some(end.await),
-        };
-    }
-    match ended? {
-        Ok(true) => {
-            let parts = connection.into_parts();
-            let (mut early, stream) = parts.io.into_inner().into_parts();
-            if !parts.read_buf.is_empty() {
-                early = [parts.read_buf, early].concat().into();
-            }
-            return Some((early, stream));
-        }
-        Ok(false) => {}
-        Err(error) => tracing::debug!(%error, "connection ended"),
-    }
-    None
-}
-
-/// HTTP/1.1 until the peer or draining ends it.
-fn serve(peer: Peer, stream: impl Stream, role: Role) -> Served {
-    let mut draining = peer.entrance.server.shared.draining.subscribe();
-    let running = peer.running.clone();
-    let mut limits = peer.entrance.server.config.limits.clone();
-    if matches!(role, Role::Stranger) {
-        limits.idle = LAST_WORDS;
-    }
-    let served = Arc::new(AtomicU64::new(0));
-    let service = service_fn(move |request: Request<Incoming>| {
-        let last = served.fetch_add(1, Ordering::Relaxed) + 1 >= limits.requests_per_connection;
-        answer(peer.clone(), role.clone(), request, last)
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.idle)
-        .max_buf_size(limits.header_bytes)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut connection = Box::pin(connection);
-    Box::pin(async move {
-        tokio::select! {
-            result = connection.as_mut() => {
-                if let Err(error) = result {
-                    tracing::debug!(%error, "connection ended");
-                }
-                return;
-            }
-            _ = draining.wait_for(|on| *on) => connection.as_mut().graceful_shutdown(),
-        }
-        if running.load(Ordering::SeqCst) == 0 {
-            let _ = timeout(FAREWELL, connection).await;
-        } else {
-            let _ = connection.await;
-        }
-    })
-}
-
-/// An answer on its way. Boxed: hyper has room for it as long as the connection lasts, idle or not.
-type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-fn answer(mut peer: Peer, role: Role, request: Request<Incoming>, last: bool) -> Answering {
-    // By the rules of now: a connection may be older than they are.
-    peer.entrance.server = peer.entrance.server.latest();
-    peer.standing = peer.entrance.server.access.standing(peer.addr.ip());
-    Box::pin(async move {
-        let mut response = dispatch(peer, role, request).await;
-        if last {
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(CONNECTION, close);
-        }
-        Ok(response)
-    })
-}
-
-async fn dispatch(peer: Peer, role: Role, request: Request<Incoming>) -> Response<Body> {
-    let limit = peer.entrance.server.config.limits.header_bytes;
-    if let Some(refused) = proxy::too_large(&peer, &request, limit) {
-        return refused;
-    }
-    match role {
-        _ if peer.standing == Standing::Stranger => proxy::turn_away(&peer, &request),
-        // Since it began, users have come to be asked for.
-        Role::Origin(_) if !peer.identified && !peer.entrance.server.access.is_open() => {
-            proxy::ask_anew(&peer, &request)
-        }
-        Role::Front => proxy::answer(peer, request, true).await,
-        Role::Pages => proxy::answer(peer, request, false).await,
-        Role::Origin(authority) => origin::answer(peer, authority, request).await,
-        Role::Stranger => proxy::turn_away(&peer, &request),
-    }
 }

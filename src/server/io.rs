@@ -1,11 +1,14 @@
-//! Streams with a byte put back in front, and with patience for a stalled reader that ends.
+//! Streams with bytes put back in front, and with patience for a stalled reader that ends.
 
 use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
@@ -16,26 +19,53 @@ const STALL: Duration = Duration::from_secs(300);
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
 
-/// A stream whose first byte was looked at.
+/// A stream whose beginning was looked at, and which knows whether it is flushed.
 pub struct Peeked<S> {
-    first: Option<u8>,
+    /// Read, and to be read again
+    early: Bytes,
     inner: S,
+    flushed: Flushed,
     /// What was read since it is recorded
     record: Option<Vec<u8>>,
 }
 
+/// Whether all that was written is flushed.
+#[derive(Clone)]
+pub struct Flushed(Arc<AtomicBool>);
+
+impl Flushed {
+    pub fn is_all(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
 impl<S: Stream> Peeked<S> {
+    /// `early` was read from `inner`, and comes again.
+    pub fn back(early: Bytes, inner: S) -> Self {
+        Self {
+            early,
+            inner,
+            flushed: Flushed(Arc::new(AtomicBool::new(true))),
+            record: None,
+        }
+    }
+
     /// Waits for the first byte; none where the stream ends instead.
     pub async fn new(mut inner: S) -> io::Result<Option<Self>> {
         let mut byte = [0];
         Ok(match inner.read(&mut byte).await? {
             0 => None,
-            _ => Some(Self {
-                first: Some(byte[0]),
-                inner,
-                record: None,
-            }),
+            _ => Some(Self::back(Bytes::copy_from_slice(&byte), inner)),
         })
+    }
+
+    pub fn flushed(&self) -> Flushed {
+        self.flushed.clone()
+    }
+
+    /// What is still to be read again, and the stream.
+    pub fn into_parts(self) -> (Bytes, S) {
+        (self.early, self.inner)
     }
 
     /// Remembers what is read from here on.
@@ -50,7 +80,7 @@ impl<S: Stream> Peeked<S> {
 
     /// Whether a TLS handshake record begins (RFC 8446 section 5.1).
     pub fn is_tls(&self) -> bool {
-        self.first == Some(22)
+        self.early.first() == Some(&22)
     }
 }
 
@@ -61,17 +91,15 @@ impl<S: Stream> AsyncRead for Peeked<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let first = self.first.take_if(|_| buf.remaining() > 0);
-        if let Some(first) = first {
-            buf.put_slice(&[first]);
-        }
+        let len = self.early.len().min(buf.remaining());
+        buf.put_slice(&self.early.split_to(len));
         let mut result = Poll::Ready(Ok(()));
-        if buf.remaining() > 0 || first.is_none() {
+        if self.early.is_empty() && buf.remaining() > 0 {
             result = Pin::new(&mut self.inner).poll_read(cx, buf);
         }
-        // What else is there comes with the first byte: a reader that got one alone would make room
-        // for a second time. That the stream has ended is told with the next read.
-        if first.is_some() {
+        // What else is there comes with what was looked at: a reader that got that alone would make
+        // room for a second time. That the stream has ended is told with the next read.
+        if len > 0 {
             result = Poll::Ready(Ok(()));
         }
         if let Some(record) = &mut self.record {
@@ -87,14 +115,20 @@ impl<S: Stream> AsyncWrite for Peeked<S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.flushed.0.store(false, Ordering::SeqCst);
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let result = Pin::new(&mut self.inner).poll_flush(cx);
+        if let Poll::Ready(Ok(())) = &result {
+            self.flushed.0.store(true, Ordering::SeqCst);
+        }
+        result
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.flushed.0.store(false, Ordering::SeqCst);
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 
@@ -103,6 +137,7 @@ impl<S: Stream> AsyncWrite for Peeked<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.flushed.0.store(false, Ordering::SeqCst);
         Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
     }
 
@@ -205,6 +240,35 @@ mod tests {
         peeked.read_to_end(&mut all).await.unwrap();
         assert_eq!(all, b"\x16abc");
         assert_eq!(peeked.recorded(), b"");
+    }
+
+    #[tokio::test]
+    async fn what_was_read_comes_again_and_what_is_left_of_it_is_given_back() {
+        let (mut far, near) = tokio::io::duplex(64);
+        far.write_all(b"def").await.unwrap();
+        let mut peeked = Peeked::back(Bytes::from_static(b"abc"), near);
+        let mut two = [0; 2];
+        peeked.read_exact(&mut two).await.unwrap();
+        let (left, near) = peeked.into_parts();
+        assert_eq!((&two, &left[..]), (b"ab", &b"c"[..]));
+        let mut peeked = Peeked::back(left, near);
+        let mut buffer = [0; 64];
+        assert_eq!(peeked.read(&mut buffer).await.unwrap(), 4);
+        assert_eq!(&buffer[..4], b"cdef");
+        drop(far);
+        assert_eq!(peeked.read(&mut buffer).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn it_is_flushed_when_all_that_was_written_is() {
+        let (_far, near) = tokio::io::duplex(64);
+        let mut peeked = Peeked::back(Bytes::new(), near);
+        let flushed = peeked.flushed();
+        assert!(flushed.is_all());
+        peeked.write_all(b"x").await.unwrap();
+        assert!(!flushed.is_all());
+        peeked.flush().await.unwrap();
+        assert!(flushed.is_all());
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,7 +11,7 @@ mod pages;
 mod proxy;
 mod relay;
 mod respond;
-mod resting;
+mod serving;
 mod tunnel;
 mod users;
 

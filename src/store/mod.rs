@@ -3,6 +3,7 @@
 //! Only verified bytes get a final name. Reserved and stored bytes together stay within the
 //! budget; what was used longest ago makes room.
 
+mod budget;
 mod check;
 mod h1;
 pub mod index;
@@ -19,8 +20,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
+pub use budget::Freed;
 pub use check::{Bad, check_all};
 pub use index::Record;
 pub use ledger::Ledger;
@@ -32,15 +34,6 @@ use crate::error::Exit;
 use crate::telemetry::METRICS;
 use index::content_path;
 use table::{Inner, Known, Stamp};
-
-/// The budget where none is given, unless half of what is free and held together is less.
-const DEFAULT_BUDGET: u64 = 50 << 30;
-/// The part of the budget that may be added before it is known what is held.
-const EARLY: u64 = 16;
-/// Blobs entered or removed under one lock by what nobody waits for.
-const BATCH: usize = 64;
-/// The time that others have for the lock between two batches.
-const BETWEEN: Duration = Duration::from_millis(1);
 
 /// The store of one data dir. One process at a time may have it open.
 pub struct Store {
@@ -71,20 +64,22 @@ pub struct Held {
     pub file: Arc<File>,
     pub size: u64,
     pub record: Arc<Record>,
-    /// Whether any record was found
-    pub named: bool,
+    /// Whose record that is
+    pub on_record: OnRecord,
     stamp: Stamp,
     /// Whether the bytes were already found right since the start and did not change since.
     pub checked: bool,
 }
 
-/// What an eviction took away.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Freed {
-    pub blobs: u64,
-    pub bytes: u64,
-    /// What is held afterwards.
-    pub held: u64,
+/// Which of a blob's names has said what is on record of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnRecord {
+    /// The one that was asked for
+    Own,
+    /// Another one
+    Another,
+    /// None: its names are not known yet
+    Nothing,
 }
 
 impl Store {
@@ -119,7 +114,7 @@ impl Store {
         let this = Arc::new(Self {
             cache,
             tmp,
-            budget: AtomicU64::new(budget.unwrap_or(DEFAULT_BUDGET)),
+            budget: AtomicU64::new(budget.unwrap_or(budget::DEFAULT)),
             fit: AtomicBool::new(budget.is_none()),
             archive_limit,
             temporary: AtomicU64::new(0),
@@ -152,46 +147,18 @@ impl Store {
         })
     }
 
-    /// In bytes.
-    pub fn budget(&self) -> u64 {
-        self.budget.load(Ordering::Relaxed)
-    }
-
-    /// Holds no more than that from now on (blocking).
-    pub fn set_budget(&self, bytes: u64) {
-        let known = {
-            let inner = self.lock();
-            self.fit.store(false, Ordering::Relaxed);
-            self.budget.store(bytes, Ordering::Relaxed);
-            inner.known
-        };
-        if known == Known::All {
-            self.evict(|inner| inner.stored > self.room(inner), None);
-        }
-    }
-
-    /// What the budget has for blobs beside what is reserved.
-    fn room(&self, inner: &Inner) -> u64 {
-        self.budget().saturating_sub(inner.reserved)
-    }
-
-    /// Where no budget was given: half of what the disk has for larder.
-    fn fit_disk(&self) {
-        let Ok(disk) = rustix::fs::statvfs(&self.cache) else {
-            return;
-        };
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        let inner = self.lock();
-        if self.fit.load(Ordering::Relaxed) {
-            let half = free.saturating_add(inner.stored) / 2;
-            let budget = DEFAULT_BUDGET.min(half);
-            self.budget.store(budget, Ordering::Relaxed);
-        }
-    }
-
     /// Opens a blob, which counts as a use of it. A blob whose file is gone or has another size is
-    /// forgotten.
+    /// forgotten. What its first name has on record speaks for it.
     pub fn open_blob(&self, digest: Digest) -> Option<Held> {
+        self.open_as(digest, None)
+    }
+
+    /// The same as what `key` names, whose record speaks for it if the key does name it.
+    pub fn open_named(&self, digest: Digest, key: &str) -> Option<Held> {
+        self.open_as(digest, Some(key))
+    }
+
+    fn open_as(&self, digest: Digest, key: Option<&str>) -> Option<Held> {
         let mut inner = self.lock();
         if !inner.blobs.contains_key(&digest) && !self.discover(&mut inner, digest, None) {
             return None;
@@ -206,16 +173,23 @@ impl Store {
                     inner.touch(digest, &file);
                 }
                 drop(inner);
-                let first = self.first_name(digest);
-                if self.read_only && first.as_ref().is_some_and(|first| first.size != size) {
+                let own = key.and_then(|key| self.entry(key));
+                let own = own.filter(|own| own.digest == digest);
+                let on_record = if own.is_some() {
+                    OnRecord::Own
+                } else {
+                    OnRecord::Another
+                };
+                let entry = own.or_else(|| self.first_name(digest));
+                if self.read_only && entry.as_ref().is_some_and(|entry| entry.size != size) {
                     return None;
                 }
                 Some(Held {
                     digest,
                     file: Arc::new(file),
                     size,
-                    named: first.is_some(),
-                    record: first.map(|first| first.record.clone()).unwrap_or_default(),
+                    on_record: entry.as_ref().map_or(OnRecord::Nothing, |_| on_record),
+                    record: entry.map(|entry| entry.record.clone()).unwrap_or_default(),
                     checked: checked == Some(stamp),
                     stamp,
                 })
@@ -305,117 +279,11 @@ impl Store {
         folders.try_for_each(|folder| File::open(folder)?.sync_all())
     }
 
-    /// Evicts what was not used for `unused_for`, then least recently used first until no more
-    /// than `max_size` bytes are held (blocking, until all that is held is known).
-    pub fn gc(&self, max_size: Option<u64>, unused_for: Option<Duration>) -> Freed {
-        self.settle();
-        self.evict(
-            |inner| max_size.is_some_and(|max| inner.stored > max),
-            unused_for,
-        )
-    }
-
-    /// The same while there is `too_much`. Others come between.
-    fn evict(&self, too_much: impl Fn(&Inner) -> bool, unused_for: Option<Duration>) -> Freed {
-        let mut freed = Freed::default();
-        while self.evict_some(&mut freed, &too_much, unused_for) {
-            std::thread::sleep(BETWEEN);
-        }
-        freed
-    }
-
-    /// Evicts no more than is soon done; whether there is more to do.
-    fn evict_some(
-        &self,
-        freed: &mut Freed,
-        too_much: impl Fn(&Inner) -> bool,
-        unused_for: Option<Duration>,
-    ) -> bool {
-        let mut inner = self.lock();
-        let now = SystemTime::now();
-        for _ in 0..BATCH {
-            let oldest = inner.order.first_key_value().map(|(_, digest)| *digest);
-            let too_old = |digest: &Digest| {
-                let used = inner.blobs.get(digest).map(|blob| blob.used);
-                // A use in the future, by a clock that was set back, is one just now.
-                let unused = used.map(|used| now.duration_since(used).unwrap_or_default());
-                unused_for.is_some_and(|age| unused.is_some_and(|unused| unused >= age))
-            };
-            freed.held = inner.stored;
-            let Some(digest) = oldest.filter(|oldest| too_old(oldest) || too_much(&inner)) else {
-                return false;
-            };
-            freed.blobs += 1;
-            freed.bytes += self.remove(&mut inner, digest);
-            freed.held = inner.stored;
-            METRICS.evictions.inc();
-        }
-        true
-    }
-
     /// Removes a blob that is known to be bad (blocking, until all that is held is known).
     pub fn discard(&self, digest: Digest) {
         self.settle();
         let mut inner = self.lock();
         self.remove(&mut inner, digest);
-    }
-
-    fn reserve(&self, bytes: u64) -> Result<(), Full> {
-        let mut inner = self.lock();
-        // What an upstream announces may be any number.
-        let wanted = inner.reserved.checked_add(bytes).ok_or(Full::NoRoom)?;
-        let budget = self.budget();
-        if wanted > budget {
-            return Err(Full::NoRoom);
-        }
-        if inner.known < Known::All {
-            if inner.early.saturating_add(wanted) > budget / EARLY {
-                return Err(Full::NoRoom);
-            }
-            // The scan ends with room for it.
-            inner.reserved = wanted;
-            return Ok(());
-        }
-        while inner.stored > budget - wanted {
-            let Some((_, digest)) = inner.order.first_key_value() else {
-                return Err(Full::NoRoom);
-            };
-            let digest = *digest;
-            self.remove(&mut inner, digest);
-            METRICS.evictions.inc();
-        }
-        inner.reserved = wanted;
-        Ok(())
-    }
-
-    /// Makes room on the disk for `bytes`, least recently used first. Returns whether there should
-    /// be enough; if evicting all could not do it, nothing is evicted.
-    fn make_room(&self, bytes: u64) -> bool {
-        let free = || {
-            let disk = rustix::fs::statvfs(&self.tmp).ok()?;
-            Some(disk.f_bavail.saturating_mul(disk.f_frsize))
-        };
-        let mut inner = self.lock();
-        let Some(free) = free() else {
-            return false;
-        };
-        if inner.known < Known::All || free.saturating_add(inner.stored) < bytes {
-            return free >= bytes;
-        }
-        let mut freed = 0;
-        while free.saturating_add(freed) < bytes
-            && let Some((_, digest)) = inner.order.first_key_value()
-        {
-            let digest = *digest;
-            freed += self.remove(&mut inner, digest);
-            METRICS.evictions.inc();
-        }
-        // Another fill may have made the room.
-        free.saturating_add(freed) >= bytes
-    }
-
-    fn release(&self, bytes: u64) {
-        self.lock().reserved -= bytes;
     }
 
     fn next_temporary(&self) -> PathBuf {

@@ -28,7 +28,7 @@ impl Store {
         self.lock().changes
     }
 
-    fn entry(&self, key: &str) -> Option<Arc<Entry>> {
+    pub(super) fn entry(&self, key: &str) -> Option<Arc<Entry>> {
         self.look_up(BucketName::of(key), |entry: &Entry| entry.key == key)
     }
 

@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::Store;
+use super::budget::BATCH;
 use super::index::{self, Bucket, BucketName, MENDING, content_path};
 use super::table::Known;
-use super::{BATCH, Store};
 use crate::digest::Digest;
 
 /// How long a start waits for it: a store of the usual size is known by then.

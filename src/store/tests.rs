@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use std::time::Duration;
+
 use super::*;
 
 fn stage(store: &Arc<Store>, bytes: &[u8]) -> Verified {
@@ -332,9 +334,12 @@ fn a_blob_whose_names_are_not_known_yet_says_so() {
         b"aaaa",
     );
     let store = unscanned(dir.path(), 1000);
-    assert!(!store.open_blob(a).unwrap().named);
+    let on_record = || store.open_named(a, "a").unwrap().on_record;
+    assert_eq!(store.open_blob(a).unwrap().on_record, OnRecord::Nothing);
     assert_eq!(store.find("a"), Some(a));
-    assert!(store.open_blob(a).unwrap().named);
+    assert_eq!(on_record(), OnRecord::Own);
+    let other = store.open_named(a, "b").unwrap();
+    assert_eq!(other.on_record, OnRecord::Another);
 }
 
 #[test]
@@ -347,5 +352,10 @@ fn who_lost_its_name_to_other_bytes_keeps_one_of_its_own() {
     };
     let store = Store::open(dir.path(), Some(1000), u64::MAX).unwrap();
     assert_eq!(store.find("key"), Some(b));
-    assert!(store.open_blob(a).unwrap().named && store.open_blob(b).unwrap().named);
+    for digest in [a, b] {
+        assert_eq!(
+            store.open_blob(digest).unwrap().on_record,
+            OnRecord::Another
+        );
+    }
 }

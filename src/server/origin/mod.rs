@@ -26,7 +26,7 @@ use super::relay::{self, forwarded_without_ranges};
 use super::respond::{
     Answer, ArchiveBytes, Body, Trace, archive, full, nothing, reading, sf_string,
 };
-use crate::cache::fill::{DigestKnown, Refusal};
+use crate::cache::fill::Refusal;
 use crate::cache::follower::Reader;
 use crate::cache::{Archive, HeadOnly, Passing, url_key};
 use crate::config::Authority;
@@ -255,8 +255,8 @@ impl Asking {
                     length = Some(fill.whole().await?);
                 }
                 let collapsed = if joined { "; collapsed" } else { "" };
-                let (words, verified) = match (head.digest(), &head.file) {
-                    (DigestKnown::Never, _) => ("fwd=miss; detail=no-digest-not-stored", false),
+                let (words, verified) = match (head.has_no_digest(), &head.file) {
+                    (true, _) => ("fwd=miss; detail=no-digest-not-stored", false),
                     (_, Some(_)) if head.bad_signature => {
                         ("fwd=miss; stored; detail=bad-signature", true)
                     }
