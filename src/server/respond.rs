@@ -45,19 +45,12 @@ pub fn nothing() -> Body {
 
 /// The bytes of an archive as they come.
 pub fn reading(reader: Reader) -> Body {
-    let frames = stream::unfold(Some((reader, true)), |state| async {
-        let (mut reader, is_first) = state?;
+    let frames = stream::unfold(Some(reader), |reader| async {
+        let mut reader = reader?;
         match reader.next().await {
-            Ok(Some(bytes)) => Some((Ok(Frame::data(bytes)), Some((reader, false)))),
+            Ok(Some(bytes)) => Some((Ok(Frame::data(bytes)), Some(reader))),
             Ok(None) => None,
-            Err(e) => {
-                if is_first {
-                    // The head goes out while the body is waited for: a client is to see an answer
-                    // that is cut short, not none.
-                    tokio::task::yield_now().await;
-                }
-                Some((Err(e), None))
-            }
+            Err(e) => Some((Err(e), None)),
         }
     });
     StreamBody::new(frames).boxed_unsync()
@@ -278,7 +271,7 @@ impl Trace {
         let traced = Traced {
             length: length(&parts.headers),
             done: body.is_end_stream(),
-            body,
+            body: CutLate { body, cause: None },
             trace: self,
             outcome,
             archive: answer.archive,
@@ -309,7 +302,7 @@ impl Drop for Trace {
 }
 
 struct Traced {
-    body: Body,
+    body: CutLate,
     trace: Trace,
     outcome: Outcome,
     archive: Option<ArchiveBytes>,
@@ -348,6 +341,44 @@ impl hyper::body::Body for Traced {
     }
 }
 
+/// A body that fails a turn after its last bytes. hyper drops the head and whatever else it has not
+/// sent when a body fails, and sends it when a body has nothing yet: a client is to see an answer that is
+/// cut short, not none.
+struct CutLate {
+    body: Body,
+    cause: Option<Error>,
+}
+
+impl hyper::body::Body for CutLate {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if let Some(cause) = self.cause.take() {
+            return Poll::Ready(Some(Err(cause)));
+        }
+        match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            Some(Err(cause)) => {
+                self.cause = Some(cause);
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            frame => Poll::Ready(frame),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.cause.is_none() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 impl Drop for Traced {
     fn drop(&mut self) {
         if let Some(archive) = &self.archive {
@@ -371,7 +402,37 @@ impl Drop for Traced {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_came_before_a_cut_is_sent() {
+        for before in [None, Some("some bytes")] {
+            let (mut client, server) = tokio::io::duplex(4096);
+            let service = service_fn(|_| async move {
+                let data = before.map(|bytes| Ok(Frame::data(Bytes::from(bytes))));
+                let cut = Err(Error::new(Kind::Timeout, "cut"));
+                let body = StreamBody::new(stream::iter(data.into_iter().chain([cut])));
+                let (body, cause) = (body.boxed_unsync(), None);
+                Ok::<_, Infallible>(Response::new(CutLate { body, cause }))
+            });
+            let serving = http1::Builder::new().serve_connection(TokioIo::new(server), service);
+            client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+            let mut said = String::new();
+            let (served, read) = tokio::join!(serving, client.read_to_string(&mut said));
+            served.unwrap_err();
+            read.unwrap();
+            assert!(said.starts_with("HTTP/1.1 200 OK\r\n"), "{said:?}");
+            assert!(said.contains(before.unwrap_or_default()), "{said:?}");
+            assert!(!said.ends_with("0\r\n\r\n"), "{said:?}");
+        }
+    }
 
     #[test]
     fn strings_in_headers_are_escaped() {

@@ -19,6 +19,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::access::Standing;
@@ -26,6 +27,7 @@ use super::connection::{LAST_WORDS, Peer, Role, Served};
 use super::io::{Flushed, Peeked, Stream};
 use super::respond::Body;
 use super::{origin, proxy};
+use crate::config::Limits;
 
 /// An idle connection is told of draining for so long, then dropped.
 const FAREWELL: Duration = Duration::from_millis(200);
@@ -47,7 +49,15 @@ pub fn serve_when_asked(peer: Peer, stream: Box<impl Stream>, role: Role) -> Ser
             if !matches!(role, Role::Origin(_)) {
                 return serve(peer, turn, role).await;
             }
-            let turn = serve_turn(peer.clone(), turn, role.clone(), served.clone());
+            let limits = &peer.entrance.server.config.limits;
+            let (whose, as_what, served) = (peer.clone(), role.clone(), served.clone());
+            let most = limits.requests_per_connection;
+            let asked = move |request| {
+                let last = served.fetch_add(1, Ordering::Relaxed) + 1 >= most;
+                answer(whose.clone(), as_what.clone(), request, last)
+            };
+            let draining = peer.entrance.server.shared.draining.subscribe();
+            let turn = serve_turn(turn, limits, &peer.running, draining, asked);
             let Some(rest) = Box::pin(turn).await else {
                 return;
             };
@@ -116,22 +126,18 @@ async fn first_byte(peer: &Peer, stream: &mut Box<impl Stream>) -> Option<u8> {
 /// Serves what is asked for, until everything is answered: then what was read beyond it, and the stream.
 /// None where the connection has ended.
 async fn serve_turn<S: Stream>(
-    peer: Peer,
     stream: Peeked<Box<S>>,
-    role: Role,
-    served: Arc<AtomicU64>,
+    limits: &Limits,
+    running: &AtomicUsize,
+    mut draining: watch::Receiver<bool>,
+    answer: impl Fn(Request<Incoming>) -> Answering,
 ) -> Option<(Bytes, Box<S>)> {
-    let mut draining = peer.entrance.server.shared.draining.subscribe();
-    let running = peer.running.clone();
-    let limits = peer.entrance.server.config.limits.clone();
     let (turn, flushed) = (Arc::new(Turn::default()), stream.flushed());
     let service = service_fn({
-        let (turn, most) = (turn.clone(), limits.requests_per_connection);
+        let turn = turn.clone();
         move |request: Request<Incoming>| {
             turn.begin(&request);
-            let last = served.fetch_add(1, Ordering::Relaxed) + 1 >= most;
-            let answering = answer(peer.clone(), role.clone(), request, last);
-            let turn = turn.clone();
+            let (answering, turn) = (answer(request), turn.clone());
             Box::pin(async move {
                 let response = answering.await?;
                 turn.answer(&response);
@@ -146,7 +152,7 @@ async fn serve_turn<S: Stream>(
         .serve_connection(TokioIo::new(stream), service);
     // As a future, hyper flushes and shuts down what has ended before it says so.
     let until_over = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
-        Poll::Pending if turn.is_over(&running, &flushed) => Poll::Ready(Ok(true)),
+        Poll::Pending if turn.is_over(running, &flushed) => Poll::Ready(Ok(true)),
         polled => polled.map_ok(|()| false),
     });
     let mut ended = tokio::select! {
@@ -251,5 +257,53 @@ async fn dispatch(peer: Peer, role: Role, request: Request<Incoming>) -> Respons
         Role::Pages => proxy::answer(peer, request, false).await,
         Role::Origin(authority) => origin::answer(peer, authority, request).await,
         Role::Stranger => proxy::turn_away(&peer, &request),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::DuplexStream;
+
+    use super::*;
+    use crate::server::respond::full;
+
+    /// What is left of a turn, and what the client got of an answer of 100,000 bytes, when the kernel
+    /// takes 100 at a time.
+    async fn slowly(head: &'static str) -> (Option<(Bytes, Box<DuplexStream>)>, Vec<u8>) {
+        let (mut client, server) = tokio::io::duplex(100);
+        let (running, limits) = (AtomicUsize::new(0), Limits::default());
+        let (_draining, drained) = watch::channel(false);
+        let stream = Peeked::back(Bytes::new(), Box::new(server));
+        let turn = serve_turn(stream, &limits, &running, drained, |_| {
+            Box::pin(async { Ok(Response::new(full(vec![b'~'; 100_000]))) })
+        });
+        let reading = async {
+            client.write_all(head.as_bytes()).await.unwrap();
+            let mut said = Vec::new();
+            while said.iter().filter(|byte| **byte == b'~').count() < 100_000 {
+                if client.read_buf(&mut said).await.unwrap() == 0 {
+                    break;
+                }
+            }
+            said
+        };
+        tokio::join!(turn, reading)
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_out_before_its_turn_is_over() {
+        // A body that never comes: hyper has nothing left to read when it has the end to send.
+        for (more, goes_on) in [
+            ("", true),
+            ("Connection: close\r\n", false),
+            ("Content-Length: 1000\r\n", false),
+            ("Content-Length: 1000\r\nConnection: close\r\n", false),
+        ] {
+            let head = format!("GET / HTTP/1.1\r\nHost: example\r\n{more}\r\n");
+            let (rest, said) = slowly(head.leak()).await;
+            assert!(said.starts_with(b"HTTP/1.1 200 OK\r\n"), "{more:?}");
+            let got = said.iter().filter(|byte| **byte == b'~').count();
+            assert_eq!((got, rest.is_some()), (100_000, goes_on), "{more:?}");
+        }
     }
 }

@@ -190,33 +190,3 @@ async fn a_blob_without_its_entry_is_fetched_anew() {
     assert_eq!(again.header("content-type"), first.header("content-type"));
     assert_eq!(upstream.gets(RELEASES, &product.archive_path()), 2);
 }
-
-#[tokio::test]
-async fn the_end_of_an_answer_reaches_a_client_that_is_slow_to_take_it() {
-    let upstream = Upstream::start();
-    let product = Product::sized("terraform", "1.9.0", 12 << 20);
-    product.publish(&upstream);
-    let larder = Setup::new(&upstream).start().await;
-    let client = larder.client();
-    client.get(&product.archive_url()).await;
-    larder.setup.holds(1).await;
-    let path = product.archive_path();
-    // The first one's body never comes: larder has nothing left to read when it has the end to send.
-    for more in ["Content-Length: 1000\r\n", "Connection: close\r\n", ""] {
-        // The kernel takes little at a time, so that the end waits in larder.
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(16 << 10).unwrap();
-        let mut tcp = socket.connect(larder.addr).await.unwrap();
-        let connect = format!("CONNECT {RELEASES}:443 HTTP/1.1\r\nHost: {RELEASES}:443\r\n\r\n");
-        tcp.write_all(connect.as_bytes()).await.unwrap();
-        let mut established = Vec::new();
-        while !established.ends_with(b"\r\n\r\n") {
-            established.push(tcp.read_u8().await.unwrap());
-        }
-        let mut conn = Conn::new(client.handshake(tcp, RELEASES).await.unwrap());
-        let head = format!("GET {path} HTTP/1.1\r\nHost: {RELEASES}\r\n{more}\r\n");
-        conn.write(head.as_bytes()).await;
-        let got = conn.answer("GET").await.unwrap().finish().await;
-        got.assert_is(&product.archive);
-    }
-}
