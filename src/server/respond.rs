@@ -401,6 +401,7 @@ impl Drop for Traced {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::convert::Infallible;
 

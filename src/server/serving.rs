@@ -261,6 +261,7 @@ async fn dispatch(peer: Peer, role: Role, request: Request<Incoming>) -> Respons
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use tokio::io::DuplexStream;
 
