@@ -261,7 +261,8 @@ impl CacheControl {
 }
 
 /// The headers that a client may see: end-to-end ones (RFC 9110 section 7.6.1), without those that
-/// speak of upstream's connection, of one client, or of a wait that larder does itself.
+/// speak of upstream's connection, of one client, or of a wait that larder does itself. They are copies:
+/// hyper's share the memory that was received into, all of which would be kept with them.
 pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     const DROPPED: [HeaderName; 10] = [
         CONNECTION,
@@ -289,8 +290,8 @@ pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
         let dropped = DROPPED.contains(name)
             || DROPPED_TOO.contains(&name.as_str())
             || by_connection.iter().any(|listed| listed == name.as_str());
-        if !dropped {
-            kept.append(name.clone(), value.clone());
+        if !dropped && let Ok(own) = HeaderValue::from_bytes(value.as_bytes()) {
+            kept.append(name.clone(), own);
         }
     }
     kept
@@ -424,6 +425,15 @@ mod tests {
         let mut names: Vec<_> = kept.keys().map(|name| name.as_str()).collect();
         names.sort_unstable();
         assert_eq!(names, ["content-type", "etag", "x-terraform-get"]);
+    }
+
+    #[test]
+    fn kept_headers_keep_nothing_else_in_memory() {
+        let received = Bytes::from(b"etag: \"1\"".to_vec());
+        let value = HeaderValue::from_maybe_shared(received.slice(6..)).unwrap();
+        let kept = end_to_end(&HeaderMap::from_iter([(ETAG, value)]));
+        assert_eq!(kept[ETAG], "\"1\"");
+        assert!(received.is_unique());
     }
 
     #[test]

@@ -37,6 +37,8 @@ const DEADLINE_WITH_LAST_GOOD: Duration = Duration::from_secs(3);
 const LARGE: u64 = 1 << 20;
 const LARGE_DEADLINE: Duration = Duration::from_secs(60);
 const HOT_BYTES: u64 = 64 << 20;
+/// What a document takes beside its body: headers, URLs, its place in the table.
+const DOCUMENT: u32 = 4096;
 /// How long a doubt lasts if nobody asks.
 const DOUBT: Duration = Duration::from_secs(3600);
 
@@ -155,7 +157,7 @@ impl Metadata {
             upstream,
             catalogue: Arc::new(catalogue),
             hot: Cache::builder()
-                .weigher(|_, document: &Arc<Document>| document.body.len() as u32 + 1024)
+                .weigher(|_, document: &Arc<Document>| document.body.len() as u32 + DOCUMENT)
                 .max_capacity(HOT_BYTES)
                 .build(),
             sums: Cache::new(1024),
