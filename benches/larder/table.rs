@@ -9,7 +9,9 @@ pub struct Sample {
     pub time: Option<f64>,
     /// CPU seconds of the party for all of it
     pub cpu: f64,
-    /// Gigabytes, requests or connections: what `cpu` is divided by
+    /// CPU seconds of the client for the same
+    pub client_cpu: f64,
+    /// Gigabytes, requests or connections: what CPU seconds are divided by
     pub amount: f64,
     /// How often the client did it; `time` is that of one
     pub times: usize,
@@ -147,6 +149,9 @@ impl Row {
         };
         line(label, &|c| self.cpu(c).map(|cpu| self.cpu_text(cpu)));
         line("CPU / nginx", &|c| self.ratio(c, Column::Nginx, Self::cpu));
+        line("the client's CPU", &|c| {
+            self.client_cpu(c).map(|cpu| self.cpu_text(cpu))
+        });
         let label = match self.unit {
             Unit::Gigabyte => "MB/s",
             Unit::Request => "requests/s",
@@ -267,10 +272,17 @@ impl Row {
 
     /// Of all rounds together, a unit.
     fn cpu(&self, column: Column) -> Option<f64> {
+        self.a_unit(column, |sample| sample.cpu)
+    }
+
+    fn client_cpu(&self, column: Column) -> Option<f64> {
+        self.a_unit(column, |sample| sample.client_cpu)
+    }
+
+    fn a_unit(&self, column: Column, of: fn(&Sample) -> f64) -> Option<f64> {
         let samples = self.samples(column)?;
         let amount: f64 = samples.iter().map(|sample| sample.amount).sum();
-        let cpu: f64 = samples.iter().map(|sample| sample.cpu).sum();
-        (amount > 0.0).then(|| cpu / amount)
+        (amount > 0.0).then(|| samples.iter().map(of).sum::<f64>() / amount)
     }
 
     fn cpu_text(&self, cpu: f64) -> String {

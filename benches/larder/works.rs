@@ -220,6 +220,7 @@ pub async fn connect_all(route: &Route, connections: usize) {
 /// Between the beginning of a work and its end.
 pub struct Clock {
     cpu: f64,
+    client_cpu: f64,
     fetches: usize,
     start: Instant,
 }
@@ -229,6 +230,7 @@ impl Clock {
         machine::forget_peak(party.pid);
         Self {
             cpu: machine::cpu(party.pid),
+            client_cpu: machine::own_cpu(),
             fetches: rig.fetches(),
             start: Instant::now(),
         }
@@ -237,10 +239,12 @@ impl Clock {
     /// The time is that of one of `times`, which are `amount` each.
     pub async fn stop(self, rig: &Rig, party: &Party, times: usize, amount: f64) -> Sample {
         let time = self.start.elapsed().as_secs_f64() / times as f64;
+        let client_cpu = machine::own_cpu() - self.client_cpu;
         machine::settle(party.pid).await;
         Sample {
             time: Some(time),
             cpu: machine::cpu(party.pid) - self.cpu,
+            client_cpu,
             amount: amount * times as f64,
             times,
             peak: machine::peak(party.pid),
