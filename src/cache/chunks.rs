@@ -50,8 +50,7 @@ impl Chunks {
     /// # Errors
     /// When the disk fails, or the file ends before `at + len`.
     pub async fn read(&mut self, file: &Arc<File>, at: u64, len: u64) -> Result<Bytes, Error> {
-        let share = ALL / READERS.load(Ordering::Relaxed).max(1) as u64;
-        let len = len.min(share.clamp(SMALL, CHUNK)) as usize;
+        let len = len.min(share().max(SMALL)) as usize;
         let mut buffer = self.buffer();
         // Of what was read before, nothing is cleared: it is overwritten, or cut off below.
         if buffer.len() < len {
@@ -69,6 +68,11 @@ impl Chunks {
         Ok(bytes)
     }
 
+    /// Whether there are so few readers that each may hold a large piece of memory.
+    pub fn may_be_large(&self) -> bool {
+        share() == CHUNK
+    }
+
     /// The memory of a chunk that nobody holds any more, or new memory.
     fn buffer(&mut self) -> BytesMut {
         if self.given.len() >= SPARE
@@ -79,6 +83,10 @@ impl Chunks {
         }
         BytesMut::new()
     }
+}
+
+fn share() -> u64 {
+    CHUNK.min(ALL / READERS.load(Ordering::Relaxed).max(1) as u64)
 }
 
 /// Reads what is in memory; nothing where waiting would be needed, or on an error.

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use url::Url;
 
 use super::expect::{Sources, Verdict};
+use super::recent::Recent;
 use super::verdict::{Learning, Terms, learn};
 use super::writer::{Admit, Writer, start_vouching};
 use crate::digest::Hasher;
@@ -54,6 +55,8 @@ pub struct State {
     /// What upstream's answer said, once it is there
     pub head: Option<Arc<FillHead>>,
     pub written: u64,
+    /// The last of what is written, while more comes
+    pub recent: Option<Arc<Recent>>,
     pub phase: Phase,
 }
 
@@ -127,6 +130,7 @@ impl Fill {
         let (sender, state) = watch::channel(State {
             head: None,
             written: 0,
+            recent: None,
             phase: Phase::Running,
         });
         let this = Arc::new(Self {

@@ -124,6 +124,13 @@ impl Reader {
                 }
             };
             let until = self.end.map_or(until, |end| end.min(until));
+            if let From::Fill(following) = &self.from
+                && self.chunks.may_be_large()
+                && let Some(bytes) = following.recent(self.at, until)
+            {
+                self.at += bytes.len() as u64;
+                return Ok(Some(bytes));
+            }
             let file = match &self.from {
                 From::Blob(file) => Some(file),
                 From::Fill(following) => following.file.as_ref(),
@@ -180,6 +187,11 @@ impl Following {
                 return Err(vanished(&self.fill.url));
             }
         }
+    }
+
+    /// Some of the bytes from `at` to `until`, if they are in memory yet.
+    fn recent(&self, at: u64, until: u64) -> Option<Bytes> {
+        self.state.borrow().recent.as_ref()?.read(at, until)
     }
 
     /// Goes on from upstream where the staged file ends.

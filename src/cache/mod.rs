@@ -12,6 +12,7 @@ pub mod follower;
 mod head;
 pub mod metadata;
 pub mod mirror;
+mod recent;
 pub mod services;
 mod shelf;
 pub mod sightings;

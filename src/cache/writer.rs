@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use hyper::body::Incoming;
@@ -15,6 +16,7 @@ use url::Url;
 use super::document::end_to_end;
 use super::expect::{Sources, Word};
 use super::fill::{FillHead, Phase, Refusal, Spill, State};
+use super::recent::Recent;
 use super::trust::{Vouched, alarm, is_bad, overall};
 use super::url_key;
 use super::verdict::{Learning, Outcome, Terms, conclude, note_republished, record};
@@ -25,7 +27,8 @@ use crate::telemetry::METRICS;
 use crate::upstream::download::{Download, Opened, Source, Step};
 use crate::upstream::{Upstream, chunk, shown_url};
 
-/// Bytes written at once, at the most. Two such batches are in memory: one written, one received.
+/// Bytes written at once, at the most. Two such batches are in memory, one written, one received; and
+/// the one before where there is room.
 const BATCH: usize = 512 << 10;
 /// So long the head of an archive waits that had no digest the last time, to be able to say so.
 const GRACE: Duration = Duration::from_millis(20);
@@ -58,8 +61,8 @@ pub(super) struct Writer {
 /// Whether an archive with such headers may be had at all.
 pub type Admit = Box<dyn Fn(Url, HeaderMap) -> BoxFuture<'static, Result<(), Error>> + Send + Sync>;
 
-/// A staged file, or its remains and why it cannot grow.
-type Written = (Staged, Result<(), Full>);
+/// A staged file and what was to be written to it, or its remains and why it cannot grow.
+type Written = (Staged, Vec<Bytes>, Result<(), Full>);
 
 impl Writer {
     pub async fn run(self) {
@@ -117,7 +120,7 @@ impl Writer {
                 batched = 0;
                 busy = Some(tokio::task::spawn_blocking(move || {
                     let written = staged.append(&bytes);
-                    (staged, written)
+                    (staged, bytes, written)
                 }));
             }
             if ended && busy.is_none() {
@@ -126,14 +129,18 @@ impl Writer {
             tokio::select! {
                 written = join(&mut busy), if busy.is_some() => {
                     busy = None;
-                    let (staged, result) = written;
+                    let (staged, bytes, result) = written;
                     if let Err(full) = result {
                         // What is in `batch` was received but not written: it must come again.
                         let hasher = staged.hasher().clone();
                         let again = self.rewound(&download, staged.len());
                         return self.spill(again, hasher, &full, head);
                     }
-                    self.sender.send_modify(|state| state.written = staged.len());
+                    self.sender.send_modify(|state| {
+                        state.recent = None;
+                        state.recent = Recent::keep(state.written, bytes);
+                        state.written = staged.len();
+                    });
                     idle = Some(staged);
                 }
                 step = download.next(), if !ended && batched < BATCH => match step {
@@ -144,7 +151,10 @@ impl Writer {
                     Ok(Step::End) => ended = true,
                     Ok(Step::Cut(cause)) => {
                         let (mut staged, mut result) = match busy.take() {
-                            Some(writing) => join(&mut Some(writing)).await,
+                            Some(writing) => {
+                                let (staged, _, result) = join(&mut Some(writing)).await;
+                                (staged, result)
+                            }
                             None => (idle.take().expect("a staged file is idle or busy"), Ok(())),
                         };
                         let bytes = std::mem::take(&mut batch);
@@ -289,7 +299,10 @@ impl Writer {
             }
             tracing::warn!(url = %shown_url(&self.source.url), %cause, "a download failed; nothing of it is kept");
         }
-        self.sender.send_modify(|state| state.phase = phase);
+        self.sender.send_modify(|state| {
+            state.recent = None;
+            state.phase = phase;
+        });
     }
 }
 
