@@ -189,7 +189,7 @@ impl Following {
         }
     }
 
-    /// Some of the bytes from `at` to `until`, if they are in memory yet.
+    /// Some of the bytes from `at` to `until`, if they are still in memory.
     fn recent(&self, at: u64, until: u64) -> Option<Bytes> {
         self.state.borrow().recent.as_ref()?.read(at, until)
     }

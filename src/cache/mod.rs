@@ -224,7 +224,8 @@ impl Cache {
         held.record = Arc::new(record);
         // A query may be anything: a name for each would be without bound.
         let plain = url.query().is_none() && url.fragment().is_none();
-        if held.on_record == OnRecord::Another && plain {
+        let nameless = || self.store.find(key).is_none();
+        if held.on_record == OnRecord::Another && plain && nameless() {
             let (store, key, record) = (self.store.clone(), key.to_owned(), held.record.clone());
             tokio::task::spawn_blocking(move || {
                 if let Err(error) = store.name_new(&key, digest, &record) {

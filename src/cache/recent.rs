@@ -8,6 +8,9 @@ use bytes::Bytes;
 
 /// Bytes that all fills together may keep so.
 const ALL: usize = 8 << 20;
+/// A chunk keeps the memory that was received into, which may be larger: as a rule by less than this
+/// for small ones, and by less than their own size for others.
+const SPARE: usize = 32 << 10;
 
 static KEPT: AtomicUsize = AtomicUsize::new(0);
 
@@ -15,16 +18,19 @@ static KEPT: AtomicUsize = AtomicUsize::new(0);
 pub struct Recent {
     at: u64,
     chunks: Vec<Bytes>,
-    len: usize,
+    taken: usize,
 }
 
 impl Recent {
     /// Keeps them, if there is room.
     pub fn keep(at: u64, chunks: Vec<Bytes>) -> Option<Arc<Self>> {
-        let len = chunks.iter().map(Bytes::len).sum();
-        let before = KEPT.fetch_add(len, Ordering::Relaxed);
-        let this = Self { at, chunks, len };
-        (before + len <= ALL).then(|| Arc::new(this))
+        let taken = chunks
+            .iter()
+            .map(|chunk| chunk.len() + chunk.len().max(SPARE));
+        let taken = taken.sum();
+        let fits = |kept: usize| Some(kept + taken).filter(|all| *all <= ALL);
+        let kept = KEPT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
+        kept.is_ok().then(|| Arc::new(Self { at, chunks, taken }))
     }
 
     /// Some of the bytes from `at` to `until`; none where they are not here.
@@ -43,7 +49,7 @@ impl Recent {
 
 impl Drop for Recent {
     fn drop(&mut self) {
-        KEPT.fetch_sub(self.len, Ordering::Relaxed);
+        KEPT.fetch_sub(self.taken, Ordering::Relaxed);
     }
 }
 
@@ -67,7 +73,7 @@ mod tests {
 
     #[test]
     fn there_is_a_bound_and_room_again_afterwards() {
-        let whole = || Recent::keep(0, vec![Bytes::from(vec![0; ALL - 1024])]);
+        let whole = || Recent::keep(0, vec![Bytes::from(vec![0; ALL / 2 - 8 * SPARE])]);
         let kept = whole();
         assert!(kept.is_some());
         assert!(whole().is_none());

@@ -1,6 +1,6 @@
 //! The work of a fill: bytes from upstream into a staged file, the verdict on them, the commit.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,7 +29,10 @@ use crate::upstream::{Upstream, chunk, shown_url};
 
 /// Bytes written at once, at the most. Two such batches are in memory, one written, one received; and
 /// the one before where there is room.
-const BATCH: usize = 512 << 10;
+const BATCH: usize = 1 << 20;
+/// Of all fills, before their batches get smaller
+const ALL: usize = 8 << 20;
+const SMALL: usize = 128 << 10;
 /// So long the head of an archive waits that had no digest the last time, to be able to say so.
 const GRACE: Duration = Duration::from_millis(20);
 const REFUSAL_LIMIT: usize = 64 << 10;
@@ -44,6 +47,29 @@ pub fn start_vouching(sources: &Sources, url: &Url) -> Vouching {
     let (sources, url) = (sources.clone(), url.clone());
     let task = tokio::spawn(async move { sources.vouch(&url, &HeaderMap::new(), true).await });
     task.map(Result::ok).boxed().shared()
+}
+
+static WRITERS: AtomicUsize = AtomicUsize::new(0);
+
+/// One of those who write. There is no more than a batch to each.
+struct Writing;
+
+impl Writing {
+    fn begin() -> Self {
+        WRITERS.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+
+    fn batch(&self) -> usize {
+        let share = ALL / WRITERS.load(Ordering::Relaxed).max(1);
+        share.clamp(SMALL, BATCH)
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        WRITERS.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What does the work of a fill.
@@ -109,6 +135,7 @@ impl Writer {
 
     /// Receives and writes at the same time.
     async fn copy(&self, mut download: Box<Download>, staged: Staged, head: &FillHead) {
+        let writing = Writing::begin();
         let mut idle = Some(staged);
         let mut busy: Option<JoinHandle<Written>> = None;
         let mut batch = Vec::new();
@@ -143,7 +170,7 @@ impl Writer {
                     });
                     idle = Some(staged);
                 }
-                step = download.next(), if !ended && batched < BATCH => match step {
+                step = download.next(), if !ended && batched < writing.batch() => match step {
                     Ok(Step::Bytes(bytes)) => {
                         batched += bytes.len();
                         batch.push(bytes);
@@ -151,8 +178,8 @@ impl Writer {
                     Ok(Step::End) => ended = true,
                     Ok(Step::Cut(cause)) => {
                         let (mut staged, mut result) = match busy.take() {
-                            Some(writing) => {
-                                let (staged, _, result) = join(&mut Some(writing)).await;
+                            Some(write) => {
+                                let (staged, _, result) = join(&mut Some(write)).await;
                                 (staged, result)
                             }
                             None => (idle.take().expect("a staged file is idle or busy"), Ok(())),
@@ -162,7 +189,10 @@ impl Writer {
                         if result.is_ok() {
                             result = staged.append(&bytes);
                         }
-                        self.sender.send_modify(|state| state.written = staged.len());
+                        self.sender.send_modify(|state| {
+                            state.recent = None;
+                            state.written = staged.len();
+                        });
                         let hasher = staged.hasher().clone();
                         if let Err(full) = result {
                             let again = self.rewound(&download, staged.len());

@@ -342,8 +342,8 @@ impl hyper::body::Body for Traced {
 }
 
 /// A body that fails a turn after its last bytes. hyper drops the head and whatever else it has not
-/// sent when a body fails, and sends it when a body has nothing yet: a client is to see an answer that is
-/// cut short, not none.
+/// sent when a body fails, and sends what the socket takes when a body has nothing yet: a client is to
+/// see an answer that is cut short, not none.
 struct CutLate {
     body: Body,
     cause: Option<Error>,

@@ -278,7 +278,7 @@ mod tests {
         let turn = serve_turn(stream, &limits, &running, drained, |_| {
             Box::pin(async { Ok(Response::new(full(vec![b'~'; 100_000]))) })
         });
-        let reading = async {
+        let reading = timeout(Duration::from_secs(10), async {
             client.write_all(head.as_bytes()).await.unwrap();
             let mut said = Vec::new();
             while said.iter().filter(|byte| **byte == b'~').count() < 100_000 {
@@ -287,16 +287,17 @@ mod tests {
                 }
             }
             said
-        };
-        tokio::join!(turn, reading)
+        });
+        let (rest, said) = tokio::join!(turn, reading);
+        (rest, said.expect("an answer to its end"))
     }
 
     #[tokio::test]
     async fn an_answer_is_out_before_its_turn_is_over() {
-        // A body that never comes: hyper has nothing left to read when it has the end to send.
         for (more, goes_on) in [
             ("", true),
             ("Connection: close\r\n", false),
+            // A body that never comes: hyper has nothing left to read when it has the end to send.
             ("Content-Length: 1000\r\n", false),
             ("Content-Length: 1000\r\nConnection: close\r\n", false),
         ] {

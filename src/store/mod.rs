@@ -78,7 +78,7 @@ pub enum OnRecord {
     Own,
     /// Another one
     Another,
-    /// None: its names are not known yet
+    /// None: its names are not known yet, or no more
     Nothing,
 }
 
@@ -175,10 +175,9 @@ impl Store {
                 drop(inner);
                 let own = key.and_then(|key| self.entry(key));
                 let own = own.filter(|own| own.digest == digest);
-                let on_record = if own.is_some() {
-                    OnRecord::Own
-                } else {
-                    OnRecord::Another
+                let on_record = match own {
+                    Some(_) => OnRecord::Own,
+                    None => OnRecord::Another,
                 };
                 let entry = own.or_else(|| self.first_name(digest));
                 if self.read_only && entry.as_ref().is_some_and(|entry| entry.size != size) {

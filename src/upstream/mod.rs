@@ -2,7 +2,6 @@
 
 pub mod dial;
 pub mod download;
-mod gathered;
 pub mod guard;
 pub mod parent;
 
@@ -36,7 +35,6 @@ use crate::config::Authority;
 use crate::error::{Error, Kind};
 use crate::telemetry::{METRICS, Why};
 use dial::{Dialer, Dialled};
-use gathered::Gathered;
 
 /// The body of a request that is sent upstream.
 pub type RequestBody = BoxBody<Bytes, hyper::Error>;
@@ -393,7 +391,7 @@ impl Connector {
                     format!("{asked}: the TLS handshake{way} failed: {e}; if upstream's CA is your own, name it with --upstream-ca"),
                 )
             })?;
-        Ok(Io(TokioIo::new(Box::new(Gathered::new(tls)))))
+        Ok(Io(TokioIo::new(Box::new(tls))))
     }
 }
 

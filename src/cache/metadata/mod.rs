@@ -37,8 +37,6 @@ const DEADLINE_WITH_LAST_GOOD: Duration = Duration::from_secs(3);
 const LARGE: u64 = 1 << 20;
 const LARGE_DEADLINE: Duration = Duration::from_secs(60);
 const HOT_BYTES: u64 = 64 << 20;
-/// What a document takes beside its body: headers, URLs, its place in the table.
-const DOCUMENT: u32 = 4096;
 /// How long a doubt lasts if nobody asks.
 const DOUBT: Duration = Duration::from_secs(3600);
 
@@ -157,7 +155,7 @@ impl Metadata {
             upstream,
             catalogue: Arc::new(catalogue),
             hot: Cache::builder()
-                .weigher(|_, document: &Arc<Document>| document.body.len() as u32 + DOCUMENT)
+                .weigher(|_, document: &Arc<Document>| weight(document))
                 .max_capacity(HOT_BYTES)
                 .build(),
             sums: Cache::new(1024),
@@ -458,6 +456,17 @@ impl Metadata {
         self.hot.invalidate(key);
         self.catalogue.forget(key);
     }
+}
+
+/// About what a document takes in memory, in bytes.
+fn weight(document: &Document) -> u32 {
+    /// Its URLs, what it says of an archive, its place in the table
+    const DOCUMENT: usize = 4096;
+    const HEADER: usize = 128;
+    let headers = document.headers.iter();
+    let headers = headers.map(|(name, value)| name.as_str().len() + value.len() + HEADER);
+    let all = DOCUMENT + document.body.len() + headers.sum::<usize>();
+    u32::try_from(all).unwrap_or(u32::MAX)
 }
 
 /// Takes note of what a download document at `url` says.
