@@ -29,7 +29,7 @@ use crate::upstream::{Upstream, chunk, shown_url};
 
 /// Bytes written at once, at the most. Two such batches are in memory, one written, one received; and
 /// the one before where there is room.
-const BATCH: usize = 1 << 20;
+const BATCH: usize = 512 << 10;
 /// Of all fills, before their batches get smaller
 const ALL: usize = 8 << 20;
 const SMALL: usize = 128 << 10;
