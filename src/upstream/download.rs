@@ -100,7 +100,7 @@ impl Download {
         let (parts, body) = response.into_parts();
         let head = Head {
             length: length(&parts.headers),
-            headers: copied(&parts.headers),
+            headers: parts.headers,
         };
         Ok(Opened::Archive(Box::new(Self {
             upstream: upstream.clone(),
@@ -376,16 +376,6 @@ async fn request(
             purpose: "archive",
         })
         .await
-}
-
-/// In memory of their own: hyper's keep all that was received with them, and these stay as long as the
-/// download.
-fn copied(headers: &HeaderMap) -> HeaderMap {
-    let own = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
-    headers
-        .iter()
-        .filter_map(|(name, value)| Some((name.clone(), own(value)?)))
-        .collect()
 }
 
 /// The announced length; none where it is absent or no number.

@@ -140,7 +140,10 @@ impl Upstream {
                     response.status().as_u16()
                 ),
             )),
-            Ok(Ok(response)) => Ok(response),
+            Ok(Ok(mut response)) => {
+                *response.headers_mut() = copied(response.headers());
+                Ok(response)
+            }
             Ok(Err(e)) => Err(explain(&what, &e)),
             Err(_) => {
                 let way = asked.map(|asked| self.dialer.by_way_of(&asked));
@@ -300,6 +303,16 @@ fn redirect_target(from: &Url, response: &Response<Incoming>) -> Result<Url, Err
     })
 }
 
+/// In memory of their own: hyper's share what was received into, all of which would be kept for as long as
+/// these are.
+fn copied(headers: &HeaderMap) -> HeaderMap {
+    let own = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
+    headers
+        .iter()
+        .filter_map(|(name, value)| Some((name.clone(), own(value)?)))
+        .collect()
+}
+
 fn to_uri(url: &Url) -> Result<Uri, Error> {
     url[..url::Position::AfterQuery].parse().map_err(|_| {
         Error::new(
@@ -454,6 +467,18 @@ mod tests {
     fn what_is_shown_holds_no_query_and_no_credentials() {
         let url = Url::parse("https://me:pw@h.example:443/a/b?X-Amz-Signature=1#f").expect("url");
         assert_eq!(shown_url(&url), "https://h.example/a/b");
+    }
+
+    #[test]
+    fn kept_headers_keep_nothing_else_in_memory() {
+        let received = Bytes::from(b"a, b".to_vec());
+        let values = [received.slice(..1), received.slice(3..)];
+        let values = values.map(|value| HeaderValue::from_maybe_shared(value).expect("a value"));
+        let all: HeaderMap = values.map(|value| (VIA, value)).into_iter().collect();
+        let kept = copied(&all);
+        assert_eq!(kept, all);
+        drop(all);
+        assert!(received.is_unique());
     }
 
     #[tokio::test(start_paused = true)]

@@ -155,7 +155,7 @@ impl Metadata {
             upstream,
             catalogue: Arc::new(catalogue),
             hot: Cache::builder()
-                .weigher(|_, document: &Arc<Document>| weight(document))
+                .weigher(|_, document: &Arc<Document>| document.weight())
                 .max_capacity(HOT_BYTES)
                 .build(),
             sums: Cache::new(1024),
@@ -456,17 +456,6 @@ impl Metadata {
         self.hot.invalidate(key);
         self.catalogue.forget(key);
     }
-}
-
-/// About what a document takes in memory, in bytes.
-fn weight(document: &Document) -> u32 {
-    /// Its URLs, what it says of an archive, its place in the table
-    const DOCUMENT: usize = 4096;
-    const HEADER: usize = 128;
-    let headers = document.headers.iter();
-    let headers = headers.map(|(name, value)| name.as_str().len() + value.len() + HEADER);
-    let all = DOCUMENT + document.body.len() + headers.sum::<usize>();
-    u32::try_from(all).unwrap_or(u32::MAX)
 }
 
 /// Takes note of what a download document at `url` says.
