@@ -1,7 +1,7 @@
 //! Rising numbers of clients, who take as many bytes in all. Run when asked for by name: `cargo bench -- clients`.
 
 use crate::Rig;
-use crate::client::all;
+use crate::client::{Stream, all};
 use crate::rivals::{Column, Party};
 use crate::table::{Row, Sample, Unit};
 use crate::upstream::Archive;
@@ -52,8 +52,21 @@ impl Rig {
     }
 }
 
+/// After a download over each: the first has windows and buffers to grow, and many clients would have no
+/// other.
+async fn warm(open: Vec<Stream>, archive: &Archive) -> Vec<Stream> {
+    let first = open.into_iter().map(|mut stream| {
+        let path = archive.path.clone();
+        async move {
+            stream.get(&path).await;
+            stream
+        }
+    });
+    all(first).await
+}
+
 async fn crowd(rig: &Rig, party: &Party, clients: usize, archives: &[Archive]) -> Sample {
-    let open = party.hot.open_many(clients).await;
+    let open = warm(party.hot.open_many(clients).await, &archives[0]).await;
     let clock = Clock::start(rig, party);
     let downloads = open.into_iter().enumerate().map(|(client, mut stream)| {
         // Each its share of the downloads, over all archives in turn.

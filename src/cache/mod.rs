@@ -1,6 +1,7 @@
 //! Who may have which bytes when: documents, expected digests, fills and their followers.
 
 pub mod admission;
+mod batch;
 mod body;
 pub mod catalogue;
 mod chunks;

@@ -8,9 +8,6 @@ use bytes::Bytes;
 
 /// Bytes that all fills together may keep so.
 const ALL: usize = 8 << 20;
-/// A chunk keeps the memory that was received into, which may be larger: as a rule by less than this
-/// for small ones, and by less than their own size for others.
-const SPARE: usize = 32 << 10;
 
 static KEPT: AtomicUsize = AtomicUsize::new(0);
 
@@ -24,10 +21,7 @@ pub struct Recent {
 impl Recent {
     /// Keeps them, if there is room.
     pub fn keep(at: u64, chunks: Vec<Bytes>) -> Option<Arc<Self>> {
-        let taken = chunks
-            .iter()
-            .map(|chunk| chunk.len() + chunk.len().max(SPARE));
-        let taken = taken.sum();
+        let taken = chunks.iter().map(Bytes::len).sum();
         let fits = |kept: usize| Some(kept + taken).filter(|all| *all <= ALL);
         let kept = KEPT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
         kept.is_ok().then(|| Arc::new(Self { at, chunks, taken }))
@@ -73,7 +67,7 @@ mod tests {
 
     #[test]
     fn there_is_a_bound_and_room_again_afterwards() {
-        let whole = || Recent::keep(0, vec![Bytes::from(vec![0; ALL / 2 - 8 * SPARE])]);
+        let whole = || Recent::keep(0, vec![Bytes::from(vec![0; ALL / 2 + 1])]);
         let kept = whole();
         assert!(kept.is_some());
         assert!(whole().is_none());

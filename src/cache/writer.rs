@@ -1,6 +1,6 @@
 //! The work of a fill: bytes from upstream into a staged file, the verdict on them, the commit.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use url::Url;
 
+use super::batch::Batch;
 use super::document::end_to_end;
 use super::expect::{Sources, Word};
 use super::fill::{FillHead, Phase, Refusal, Spill, State};
@@ -27,12 +28,6 @@ use crate::telemetry::METRICS;
 use crate::upstream::download::{Download, Opened, Source, Step};
 use crate::upstream::{Upstream, chunk, shown_url};
 
-/// Bytes written at once, at the most. Two such batches are in memory, one written, one received; and
-/// the one before where there is room.
-const BATCH: usize = 512 << 10;
-/// Of all fills, before their batches get smaller
-const ALL: usize = 8 << 20;
-const SMALL: usize = 128 << 10;
 /// So long the head of an archive waits that had no digest the last time, to be able to say so.
 const GRACE: Duration = Duration::from_millis(20);
 const REFUSAL_LIMIT: usize = 64 << 10;
@@ -47,29 +42,6 @@ pub fn start_vouching(sources: &Sources, url: &Url) -> Vouching {
     let (sources, url) = (sources.clone(), url.clone());
     let task = tokio::spawn(async move { sources.vouch(&url, &HeaderMap::new(), true).await });
     task.map(Result::ok).boxed().shared()
-}
-
-static WRITERS: AtomicUsize = AtomicUsize::new(0);
-
-/// One of those who write. There is no more than a batch to each.
-struct Writing;
-
-impl Writing {
-    fn begin() -> Self {
-        WRITERS.fetch_add(1, Ordering::Relaxed);
-        Self
-    }
-
-    fn batch(&self) -> usize {
-        let share = ALL / WRITERS.load(Ordering::Relaxed).max(1);
-        share.clamp(SMALL, BATCH)
-    }
-}
-
-impl Drop for Writing {
-    fn drop(&mut self) {
-        WRITERS.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// What does the work of a fill.
@@ -135,16 +107,13 @@ impl Writer {
 
     /// Receives and writes at the same time.
     async fn copy(&self, mut download: Box<Download>, staged: Staged, head: &FillHead) {
-        let writing = Writing::begin();
         let mut idle = Some(staged);
         let mut busy: Option<JoinHandle<Written>> = None;
-        let mut batch = Vec::new();
-        let mut batched = 0;
+        let mut batch = Batch::new();
         let mut ended = false;
         loop {
             if let Some(mut staged) = idle.take_if(|_| !batch.is_empty()) {
-                let bytes = std::mem::take(&mut batch);
-                batched = 0;
+                let bytes = batch.take();
                 busy = Some(tokio::task::spawn_blocking(move || {
                     let written = staged.append(&bytes);
                     (staged, bytes, written)
@@ -170,11 +139,8 @@ impl Writer {
                     });
                     idle = Some(staged);
                 }
-                step = download.next(), if !ended && batched < writing.batch() => match step {
-                    Ok(Step::Bytes(bytes)) => {
-                        batched += bytes.len();
-                        batch.push(bytes);
-                    }
+                step = download.next(), if !ended && !batch.is_full() => match step {
+                    Ok(Step::Bytes(bytes)) => batch.push(&bytes),
                     Ok(Step::End) => ended = true,
                     Ok(Step::Cut(cause)) => {
                         let (mut staged, mut result) = match busy.take() {
@@ -184,8 +150,7 @@ impl Writer {
                             }
                             None => (idle.take().expect("a staged file is idle or busy"), Ok(())),
                         };
-                        let bytes = std::mem::take(&mut batch);
-                        batched = 0;
+                        let bytes = batch.take();
                         if result.is_ok() {
                             result = staged.append(&bytes);
                         }

@@ -24,6 +24,9 @@ use crate::config::{Authority, HostName};
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Bytes encrypted before they are written: several TLS records in one write.
 const WRITE: usize = 256 << 10;
+/// Bytes that the kernel takes for a client beyond what it has sent. It would take megabytes: with many
+/// clients, more than it allows all connections together, and then it drops what it has.
+const UNSENT: u32 = 256 << 10;
 /// Alert: fatal, `unrecognized_name` (RFC 6066 section 3)
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 /// Alert: fatal, `access_denied` (RFC 8446 section 6.2)
@@ -76,6 +79,7 @@ pub async fn handle(
     place: Place,
 ) {
     let _ = stream.set_nodelay(true);
+    bound_unsent(&stream);
     let peer = Peer {
         whose: entrance.server.leases().whose(addr, entrance.local),
         addr,
@@ -94,6 +98,16 @@ pub async fn handle(
         _ => Role::Front,
     };
     greet(peer, Patient::new(stream), role).await;
+}
+
+/// Leaves what is not sent yet with larder, which has a bound for it.
+fn bound_unsent(stream: &TcpStream) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT) {
+        tracing::debug!(%error, "TCP_NOTSENT_LOWAT");
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = stream;
 }
 
 /// Boxed, since a connection may hold another one.
@@ -312,4 +326,22 @@ fn choose(
     let fits = |a: &&Authority| a.host == *name && port.is_none_or(|port| a.port == port);
     let authority = intercept.find(fits)?;
     Some((name.clone(), Role::Origin(authority.clone())))
+}
+
+#[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn the_kernel_holds_little_that_is_not_sent() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let far = TcpStream::connect(listener.local_addr().unwrap());
+        let (far, near) = tokio::join!(far, listener.accept());
+        let (_far, (near, _)) = (far.unwrap(), near.unwrap());
+        bound_unsent(&near);
+        let bound = socket2::SockRef::from(&near).tcp_notsent_lowat().unwrap();
+        assert_eq!(bound, UNSENT);
+    }
 }
