@@ -10,7 +10,6 @@ use futures_util::future::{BoxFuture, Shared};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use url::Url;
 
 use super::batch::Batch;
@@ -108,16 +107,12 @@ impl Writer {
     /// Receives and writes at the same time.
     async fn copy(&self, mut download: Box<Download>, staged: Staged, head: &FillHead) {
         let mut idle = Some(staged);
-        let mut busy: Option<JoinHandle<Written>> = None;
+        let mut busy: Option<BoxFuture<Written>> = None;
         let mut batch = Batch::new();
         let mut ended = false;
         loop {
-            if let Some(mut staged) = idle.take_if(|_| !batch.is_empty()) {
-                let bytes = batch.take();
-                busy = Some(tokio::task::spawn_blocking(move || {
-                    let written = staged.append(&bytes);
-                    (staged, bytes, written)
-                }));
+            if let Some(staged) = idle.take_if(|_| !batch.is_empty()) {
+                busy = Some(staged.append_aside(batch.take()).boxed());
             }
             if ended && busy.is_none() {
                 break;
@@ -335,12 +330,8 @@ fn is_text(bytes: &[u8]) -> bool {
     !bytes.contains(&0) && std::str::from_utf8(bytes).map_or_else(ends_early, |_| true)
 }
 
-async fn join(writing: &mut Option<JoinHandle<Written>>) -> Written {
-    let handle = writing.as_mut().expect("a write is running");
-    match handle.await {
-        Ok(written) => written,
-        Err(e) => std::panic::resume_unwind(e.into_panic()),
-    }
+async fn join(appending: &mut Option<BoxFuture<'static, Written>>) -> Written {
+    appending.as_mut().expect("a batch is being written").await
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {

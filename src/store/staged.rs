@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::io::{Errno, pwritev};
+use tokio::task::{JoinError, spawn_blocking};
 
 use super::Store;
 use crate::digest::{Digest, Hasher};
@@ -125,6 +126,39 @@ impl Staged {
 
     /// Appends and hashes. After an error the bytes so far are as they were.
     pub fn append(&mut self, chunks: &[Bytes]) -> Result<(), Full> {
+        let len = self.write_behind(chunks)?;
+        chunks.iter().for_each(|chunk| self.hasher.update(chunk));
+        self.len = len;
+        Ok(())
+    }
+
+    /// The same on threads that may wait, writing on one and hashing on another; begun at once.
+    pub fn append_aside(
+        mut self,
+        chunks: Vec<Bytes>,
+    ) -> impl Future<Output = (Self, Vec<Bytes>, Result<(), Full>)> + Send + 'static {
+        let (mut hasher, hashed) = (self.hasher.clone(), chunks.clone());
+        let hashing = spawn_blocking(move || {
+            hashed.iter().for_each(|chunk| hasher.update(chunk));
+            hasher
+        });
+        let writing = spawn_blocking(move || {
+            let written = self.write_behind(&chunks);
+            (self, chunks, written)
+        });
+        async move {
+            let (mut staged, chunks, written) = unwound(writing.await);
+            let hasher = unwound(hashing.await);
+            let appended = written.map(|len| {
+                staged.hasher = hasher;
+                staged.len = len;
+            });
+            (staged, chunks, appended)
+        }
+    }
+
+    /// Writes `chunks` behind what there is; the length with them.
+    fn write_behind(&mut self, chunks: &[Bytes]) -> Result<u64, Full> {
         let added: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
         let len = self.len + added;
         if len > self.store.archive_limit {
@@ -134,14 +168,11 @@ impl Staged {
             self.store.reserve(STEP)?;
             self.reserved += STEP;
         }
-        self.write(chunks, added).map_err(Full::from)?;
-        chunks.iter().for_each(|chunk| self.hasher.update(chunk));
-        self.len = len;
-        Ok(())
+        self.write(chunks, added)?;
+        Ok(len)
     }
 
-    /// Writes `chunks` behind what there is, with one call as a rule: the page cache takes large
-    /// pieces for less.
+    /// With one call as a rule: the page cache takes large pieces for less.
     fn write(&self, chunks: &[Bytes], len: u64) -> io::Result<()> {
         let mut slices: Vec<_> = chunks.iter().map(|chunk| IoSlice::new(chunk)).collect();
         let (mut slices, mut written) = (&mut slices[..], 0);
@@ -170,6 +201,13 @@ impl Staged {
             staged: self,
             digest: found,
         })
+    }
+}
+
+fn unwound<T>(joined: Result<T, JoinError>) -> T {
+    match joined {
+        Ok(result) => result,
+        Err(e) => std::panic::resume_unwind(e.into_panic()),
     }
 }
 
