@@ -2,8 +2,8 @@
 //! thread and the other way round. The memory is larder's own and used again, so that what hyper receives
 //! into is free for it at once.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 use bytes::Bytes;
 
@@ -13,14 +13,15 @@ const BATCH: usize = 2 << 20;
 /// Of all fills, before their batches get smaller
 const ALL: usize = 8 << 20;
 const SMALL: usize = 128 << 10;
-/// A piece of memory, and the least where there are many fills. A client gets as much at a time.
+/// The pieces of memory that batches are made of, which a client is sent one at a time
 const SLAB: usize = 256 << 10;
+/// Where a batch would be no more than a few of them
 const SMALL_SLAB: usize = 64 << 10;
-/// Large slabs that are kept though nobody uses them: as many as one fill takes.
+/// Slabs that are kept though nobody uses them: three batches of one fill. Small ones are not kept.
 const SPARE: usize = 3 * BATCH / SLAB;
 
 static FILLS: AtomicUsize = AtomicUsize::new(0);
-static UNUSED: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+static UNUSED: Unused = Unused(Mutex::new(Vec::new()));
 
 /// What one fill has received and not yet begun to write.
 pub struct Batch {
@@ -54,7 +55,10 @@ impl Batch {
         self.len += bytes.len();
         while !bytes.is_empty() {
             if self.open.0.capacity() == 0 {
-                self.open = Slab::take((share() / 8).clamp(SMALL_SLAB, SLAB));
+                self.open = match share() {
+                    few if few < 4 * SLAB => Slab(Vec::with_capacity(SMALL_SLAB)),
+                    _ => Slab(UNUSED.take()),
+                };
             }
             let room = self.open.0.capacity() - self.open.0.len();
             let (now, later) = bytes.split_at(room.min(bytes.len()));
@@ -100,14 +104,6 @@ fn share() -> usize {
 #[derive(Default)]
 struct Slab(Vec<u8>);
 
-impl Slab {
-    fn take(size: usize) -> Self {
-        let kept = || UNUSED.lock().unwrap_or_else(|e| e.into_inner()).pop();
-        let memory = if size == SLAB { kept() } else { None };
-        Self(memory.unwrap_or_else(|| Vec::with_capacity(size)))
-    }
-}
-
 impl AsRef<[u8]> for Slab {
     fn as_ref(&self) -> &[u8] {
         &self.0
@@ -116,14 +112,30 @@ impl AsRef<[u8]> for Slab {
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        if self.0.capacity() != SLAB {
-            return;
+        UNUSED.keep(std::mem::take(&mut self.0));
+    }
+}
+
+/// Memory of slabs for the next.
+struct Unused(Mutex<Vec<Vec<u8>>>);
+
+impl Unused {
+    fn take(&self) -> Vec<u8> {
+        let kept = self.lock().pop();
+        kept.unwrap_or_else(|| Vec::with_capacity(SLAB))
+    }
+
+    /// Keeps `memory`, if there is room for it.
+    fn keep(&self, mut memory: Vec<u8>) {
+        let mut kept = self.lock();
+        if memory.capacity() == SLAB && kept.len() < SPARE {
+            memory.clear();
+            kept.push(memory);
         }
-        let mut unused = UNUSED.lock().unwrap_or_else(|e| e.into_inner());
-        if unused.len() < SPARE {
-            self.0.clear();
-            unused.push(std::mem::take(&mut self.0));
-        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
@@ -139,12 +151,13 @@ mod tests {
         ) {
             let (mut batch, mut pushed, mut taken) = (Batch::new(), Vec::new(), Vec::new());
             let mut check = |batch: &mut Batch, pushed: &[u8]| {
+                let open = (batch.open.0.len(), batch.open.0.capacity());
                 let pieces = batch.take();
-                prop_assert!(batch.is_empty());
+                prop_assert!(batch.is_empty() && batch.open.0.is_empty());
+                // Of what is not half full, the bytes go and the memory stays.
+                let stays = open.1 > 0 && open.0 < open.1 / 2;
+                prop_assert_eq!(batch.open.0.capacity(), if stays { open.1 } else { 0 });
                 prop_assert!(pieces.iter().all(|piece| !piece.is_empty() && piece.len() <= SLAB));
-                // All slabs are full but for the last, which is half full or has memory of its own.
-                let short = pieces.iter().filter(|piece| piece.len() < SMALL_SLAB / 2);
-                prop_assert!(short.count() <= 1);
                 pieces.iter().for_each(|piece| taken.extend_from_slice(piece));
                 prop_assert_eq!(&taken[..], pushed);
                 Ok(())
@@ -162,23 +175,34 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_full_and_so_many_slabs_are_kept() {
+    fn a_batch_has_a_bound() {
         let mut batch = Batch::new();
         while !batch.is_full() {
             batch.push(&[1; 50_000]);
         }
         assert!((SMALL..BATCH + 50_000).contains(&batch.len));
-        let all: Vec<_> = (0..SPARE + 5).map(|_| Slab::take(SLAB)).collect();
-        assert!(all.iter().all(|slab| slab.0.capacity() == SLAB));
-        drop(all);
-        assert!(UNUSED.lock().unwrap_or_else(|e| e.into_inner()).len() <= SPARE);
-        // Small ones are not: they would be of no use to the next.
-        drop(Slab::take(SMALL_SLAB));
-        let unused = UNUSED.lock().unwrap_or_else(|e| e.into_inner());
-        assert!(
-            unused
-                .iter()
-                .all(|memory| memory.is_empty() && memory.capacity() == SLAB)
+    }
+
+    #[test]
+    fn memory_is_used_again_and_only_so_much_is_kept() {
+        let unused = Unused(Mutex::default());
+        let mut first = unused.take();
+        first.push(1);
+        let at = first.as_ptr();
+        unused.keep(first);
+        let again = unused.take();
+        assert_eq!(
+            (again.as_ptr(), again.len(), again.capacity()),
+            (at, 0, SLAB)
         );
+        unused.keep(Vec::with_capacity(SMALL_SLAB));
+        assert_eq!(unused.lock().len(), 0);
+        for _ in 0..SPARE + 5 {
+            unused.keep(Vec::with_capacity(SLAB));
+        }
+        assert_eq!(unused.lock().len(), SPARE);
+        // What followers have read goes back to all.
+        drop(Bytes::from_owner(Slab(Vec::with_capacity(SLAB))));
+        assert!(!UNUSED.lock().is_empty());
     }
 }

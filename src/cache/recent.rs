@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
-/// Bytes that all fills together may keep so.
+/// Bytes that all fills together may keep so, in at most twice as much memory (see `Batch::take`).
 const ALL: usize = 8 << 20;
 
 static KEPT: AtomicUsize = AtomicUsize::new(0);

@@ -4,7 +4,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use hyper::body::Incoming;
@@ -22,7 +21,7 @@ use super::url_key;
 use super::verdict::{Learning, Outcome, Terms, conclude, note_republished, record};
 use crate::digest::Hasher;
 use crate::error::Error;
-use crate::store::{Full, Record, Staged, Verified};
+use crate::store::{Appended, Full, Record, Staged, Verified, joined};
 use crate::telemetry::METRICS;
 use crate::upstream::download::{Download, Opened, Source, Step};
 use crate::upstream::{Upstream, chunk, shown_url};
@@ -57,9 +56,6 @@ pub(super) struct Writer {
 
 /// Whether an archive with such headers may be had at all.
 pub type Admit = Box<dyn Fn(Url, HeaderMap) -> BoxFuture<'static, Result<(), Error>> + Send + Sync>;
-
-/// A staged file and what was to be written to it, or its remains and why it cannot grow.
-type Written = (Staged, Vec<Bytes>, Result<(), Full>);
 
 impl Writer {
     pub async fn run(self) {
@@ -107,12 +103,12 @@ impl Writer {
     /// Receives and writes at the same time.
     async fn copy(&self, mut download: Box<Download>, staged: Staged, head: &FillHead) {
         let mut idle = Some(staged);
-        let mut busy: Option<BoxFuture<Written>> = None;
+        let mut busy: Option<BoxFuture<Appended>> = None;
         let mut batch = Batch::new();
         let mut ended = false;
         loop {
             if let Some(staged) = idle.take_if(|_| !batch.is_empty()) {
-                busy = Some(staged.append_aside(batch.take()).boxed());
+                busy = Some(staged.append_aside(batch.take()));
             }
             if ended && busy.is_none() {
                 break;
@@ -139,15 +135,14 @@ impl Writer {
                     Ok(Step::End) => ended = true,
                     Ok(Step::Cut(cause)) => {
                         let (mut staged, mut result) = match busy.take() {
-                            Some(write) => {
-                                let (staged, _, result) = join(&mut Some(write)).await;
+                            Some(appending) => {
+                                let (staged, _, result) = appending.await;
                                 (staged, result)
                             }
                             None => (idle.take().expect("a staged file is idle or busy"), Ok(())),
                         };
-                        let bytes = batch.take();
                         if result.is_ok() {
-                            result = staged.append(&bytes);
+                            (staged, _, result) = staged.append_aside(batch.take()).await;
                         }
                         self.sender.send_modify(|state| {
                             state.recent = None;
@@ -170,6 +165,8 @@ impl Writer {
         let staged = idle
             .take()
             .expect("the loop ends with the staged file idle");
+        // What is still to be done may take long and needs none of it.
+        drop(batch);
         self.finish(staged, head).await;
     }
 
@@ -330,13 +327,10 @@ fn is_text(bytes: &[u8]) -> bool {
     !bytes.contains(&0) && std::str::from_utf8(bytes).map_or_else(ends_early, |_| true)
 }
 
-async fn join(appending: &mut Option<BoxFuture<'static, Written>>) -> Written {
+async fn join(appending: &mut Option<BoxFuture<'static, Appended>>) -> Appended {
     appending.as_mut().expect("a batch is being written").await
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(e) => std::panic::resume_unwind(e.into_panic()),
-    }
+    joined(tokio::task::spawn_blocking(work)).await
 }

@@ -24,8 +24,10 @@ use crate::config::{Authority, HostName};
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Bytes encrypted before they are written: several TLS records in one write.
 const WRITE: usize = 256 << 10;
-/// Bytes that the kernel takes for a client beyond what it has sent. It would take megabytes: with many
-/// clients, more than it allows all connections together, and then it drops what it has.
+/// Bytes that the kernel takes for a client beyond what it can send. It would take megabytes, and a
+/// thousand clients' come to more than `net.ipv4.tcp_mem` has for all: then windows shrink and packets are
+/// dropped.
+#[cfg(any(target_os = "linux", target_os = "android"))]
 const UNSENT: u32 = 256 << 10;
 /// Alert: fatal, `unrecognized_name` (RFC 6066 section 3)
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
@@ -102,11 +104,11 @@ pub async fn handle(
 
 /// Leaves what is not sent yet with larder, which has a bound for it.
 fn bound_unsent(stream: &TcpStream) {
-    #[cfg(target_os = "linux")]
+    #[cfg(any(target_os = "linux", target_os = "android"))]
     if let Err(error) = socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT) {
         tracing::debug!(%error, "TCP_NOTSENT_LOWAT");
     }
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
     let _ = stream;
 }
 

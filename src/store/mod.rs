@@ -27,7 +27,7 @@ pub use check::{Bad, check_all};
 pub use index::Record;
 pub use ledger::Ledger;
 pub use listing::{Listed, list};
-pub use staged::{Full, Staged, Verified};
+pub use staged::{Appended, Full, Staged, Verified, joined};
 
 use crate::digest::{Digest, Hasher};
 use crate::error::Exit;

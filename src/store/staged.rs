@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use rustix::io::{Errno, pwritev};
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::Store;
 use crate::digest::{Digest, Hasher};
@@ -17,6 +19,8 @@ use crate::digest::{Digest, Hasher};
 const STEP: u64 = 16 << 20;
 /// Slices in one write, of which POSIX promises 16.
 const SLICES: usize = 16;
+/// Bytes that take longer to hash than a second thread takes to wake.
+const WORTH_A_THREAD: usize = 128 << 10;
 
 /// A file in `tmp/` that grows and is hashed as it grows. Dropped, it is gone.
 pub struct Staged {
@@ -35,6 +39,9 @@ pub struct Verified {
     staged: Staged,
     digest: Digest,
 }
+
+/// What appending aside comes to: the bytes that were to be appended, and whether they are.
+pub type Appended = (Staged, Vec<Bytes>, Result<(), Full>);
 
 /// Why staged bytes could not grow.
 #[derive(Debug)]
@@ -126,39 +133,45 @@ impl Staged {
 
     /// Appends and hashes. After an error the bytes so far are as they were.
     pub fn append(&mut self, chunks: &[Bytes]) -> Result<(), Full> {
-        let len = self.write_behind(chunks)?;
+        let len = self.write_at_end(chunks)?;
         chunks.iter().for_each(|chunk| self.hasher.update(chunk));
         self.len = len;
         Ok(())
     }
 
-    /// The same on threads that may wait, writing on one and hashing on another; begun at once.
-    pub fn append_aside(
-        mut self,
-        chunks: Vec<Bytes>,
-    ) -> impl Future<Output = (Self, Vec<Bytes>, Result<(), Full>)> + Send + 'static {
-        let (mut hasher, hashed) = (self.hasher.clone(), chunks.clone());
+    /// The same on threads that may wait, begun at once: one writes, another hashes, where there is
+    /// enough of it to be worth a second one.
+    pub fn append_aside(mut self, chunks: Vec<Bytes>) -> BoxFuture<'static, Appended> {
+        if chunks.iter().map(Bytes::len).sum::<usize>() < WORTH_A_THREAD {
+            let both = spawn_blocking(move || {
+                let appended = self.append(&chunks);
+                (self, chunks, appended)
+            });
+            return joined(both).boxed();
+        }
+        let (mut hasher, to_hash) = (self.hasher.clone(), chunks.clone());
         let hashing = spawn_blocking(move || {
-            hashed.iter().for_each(|chunk| hasher.update(chunk));
+            to_hash.iter().for_each(|chunk| hasher.update(chunk));
             hasher
         });
         let writing = spawn_blocking(move || {
-            let written = self.write_behind(&chunks);
+            let written = self.write_at_end(&chunks);
             (self, chunks, written)
         });
         async move {
-            let (mut staged, chunks, written) = unwound(writing.await);
-            let hasher = unwound(hashing.await);
+            let (mut staged, chunks, written) = joined(writing).await;
+            let hasher = joined(hashing).await;
             let appended = written.map(|len| {
                 staged.hasher = hasher;
                 staged.len = len;
             });
             (staged, chunks, appended)
         }
+        .boxed()
     }
 
     /// Writes `chunks` behind what there is; the length with them.
-    fn write_behind(&mut self, chunks: &[Bytes]) -> Result<u64, Full> {
+    fn write_at_end(&mut self, chunks: &[Bytes]) -> Result<u64, Full> {
         let added: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
         let len = self.len + added;
         if len > self.store.archive_limit {
@@ -204,8 +217,9 @@ impl Staged {
     }
 }
 
-fn unwound<T>(joined: Result<T, JoinError>) -> T {
-    match joined {
+/// What a thread that may wait came to.
+pub async fn joined<T>(work: JoinHandle<T>) -> T {
+    match work.await {
         Ok(result) => result,
         Err(e) => std::panic::resume_unwind(e.into_panic()),
     }
