@@ -129,6 +129,7 @@ events {{ worker_connections 4096; }}
 http {{
     sendfile on;
     tcp_nopush on;
+    keepalive_requests 10000;
     types_hash_max_size 2048;
     types {{ application/json json; application/zip zip; }}
     default_type application/octet-stream;
