@@ -19,8 +19,6 @@ use crate::digest::{Digest, Hasher};
 const STEP: u64 = 16 << 20;
 /// Slices in one write, of which POSIX promises 16.
 const SLICES: usize = 16;
-/// Bytes that take longer to hash than a second thread takes to wake.
-const WORTH_A_THREAD: usize = 128 << 10;
 
 /// A file in `tmp/` that grows and is hashed as it grows. Dropped, it is gone.
 pub struct Staged {
@@ -133,45 +131,6 @@ impl Staged {
 
     /// Appends and hashes. After an error the bytes so far are as they were.
     pub fn append(&mut self, chunks: &[Bytes]) -> Result<(), Full> {
-        let len = self.write_at_end(chunks)?;
-        chunks.iter().for_each(|chunk| self.hasher.update(chunk));
-        self.len = len;
-        Ok(())
-    }
-
-    /// The same on threads that may wait, begun at once: one writes, another hashes, where there is
-    /// enough of it to be worth a second one.
-    pub fn append_aside(mut self, chunks: Vec<Bytes>) -> BoxFuture<'static, Appended> {
-        if chunks.iter().map(Bytes::len).sum::<usize>() < WORTH_A_THREAD {
-            let both = spawn_blocking(move || {
-                let appended = self.append(&chunks);
-                (self, chunks, appended)
-            });
-            return joined(both).boxed();
-        }
-        let (mut hasher, to_hash) = (self.hasher.clone(), chunks.clone());
-        let hashing = spawn_blocking(move || {
-            to_hash.iter().for_each(|chunk| hasher.update(chunk));
-            hasher
-        });
-        let writing = spawn_blocking(move || {
-            let written = self.write_at_end(&chunks);
-            (self, chunks, written)
-        });
-        async move {
-            let (mut staged, chunks, written) = joined(writing).await;
-            let hasher = joined(hashing).await;
-            let appended = written.map(|len| {
-                staged.hasher = hasher;
-                staged.len = len;
-            });
-            (staged, chunks, appended)
-        }
-        .boxed()
-    }
-
-    /// Writes `chunks` behind what there is; the length with them.
-    fn write_at_end(&mut self, chunks: &[Bytes]) -> Result<u64, Full> {
         let added: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
         let len = self.len + added;
         if len > self.store.archive_limit {
@@ -182,10 +141,22 @@ impl Staged {
             self.reserved += STEP;
         }
         self.write(chunks, added)?;
-        Ok(len)
+        chunks.iter().for_each(|chunk| self.hasher.update(chunk));
+        self.len = len;
+        Ok(())
     }
 
-    /// With one call as a rule: the page cache takes large pieces for less.
+    /// The same on a thread that may wait, begun at once.
+    pub fn append_aside(mut self, chunks: Vec<Bytes>) -> BoxFuture<'static, Appended> {
+        let appending = spawn_blocking(move || {
+            let appended = self.append(&chunks);
+            (self, chunks, appended)
+        });
+        joined(appending).boxed()
+    }
+
+    /// Writes `chunks` behind what there is, with one call as a rule: the page cache takes large
+    /// pieces for less.
     fn write(&self, chunks: &[Bytes], len: u64) -> io::Result<()> {
         let mut slices: Vec<_> = chunks.iter().map(|chunk| IoSlice::new(chunk)).collect();
         let (mut slices, mut written) = (&mut slices[..], 0);
