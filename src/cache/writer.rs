@@ -4,11 +4,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use url::Url;
 
 use super::batch::Batch;
@@ -21,7 +23,7 @@ use super::url_key;
 use super::verdict::{Learning, Outcome, Terms, conclude, note_republished, record};
 use crate::digest::Hasher;
 use crate::error::Error;
-use crate::store::{Appended, Full, Record, Staged, Verified, joined};
+use crate::store::{Full, Record, Staged, Verified};
 use crate::telemetry::METRICS;
 use crate::upstream::download::{Download, Opened, Source, Step};
 use crate::upstream::{Upstream, chunk, shown_url};
@@ -56,6 +58,9 @@ pub(super) struct Writer {
 
 /// Whether an archive with such headers may be had at all.
 pub type Admit = Box<dyn Fn(Url, HeaderMap) -> BoxFuture<'static, Result<(), Error>> + Send + Sync>;
+
+/// A staged file, the bytes that were to be appended to it, and whether they are.
+type Appended = (Staged, Vec<Bytes>, Result<(), Full>);
 
 impl Writer {
     pub async fn run(self) {
@@ -103,18 +108,18 @@ impl Writer {
     /// Receives and writes at the same time.
     async fn copy(&self, mut download: Box<Download>, staged: Staged, head: &FillHead) {
         let mut idle = Some(staged);
-        let mut busy: Option<BoxFuture<Appended>> = None;
+        let mut busy: Option<JoinHandle<Appended>> = None;
         let mut batch = Batch::new();
         let mut ended = false;
         loop {
             if let Some(staged) = idle.take_if(|_| !batch.is_empty()) {
-                busy = Some(staged.append_aside(batch.take()));
+                busy = Some(append(staged, batch.take()));
             }
             if ended && busy.is_none() {
                 break;
             }
             tokio::select! {
-                written = join(&mut busy), if busy.is_some() => {
+                written = next(&mut busy), if busy.is_some() => {
                     busy = None;
                     let (staged, bytes, result) = written;
                     if let Err(full) = result {
@@ -136,13 +141,13 @@ impl Writer {
                     Ok(Step::Cut(cause)) => {
                         let (mut staged, mut result) = match busy.take() {
                             Some(appending) => {
-                                let (staged, _, result) = appending.await;
+                                let (staged, _, result) = joined(appending).await;
                                 (staged, result)
                             }
                             None => (idle.take().expect("a staged file is idle or busy"), Ok(())),
                         };
                         if result.is_ok() {
-                            (staged, _, result) = staged.append_aside(batch.take()).await;
+                            (staged, _, result) = joined(append(staged, batch.take())).await;
                         }
                         self.sender.send_modify(|state| {
                             state.recent = None;
@@ -327,10 +332,25 @@ fn is_text(bytes: &[u8]) -> bool {
     !bytes.contains(&0) && std::str::from_utf8(bytes).map_or_else(ends_early, |_| true)
 }
 
-async fn join(appending: &mut Option<BoxFuture<'static, Appended>>) -> Appended {
-    appending.as_mut().expect("a batch is being written").await
+/// Appends on a thread that may wait, begun at once.
+fn append(mut staged: Staged, bytes: Vec<Bytes>) -> JoinHandle<Appended> {
+    spawn_blocking(move || {
+        let appended = staged.append(&bytes);
+        (staged, bytes, appended)
+    })
+}
+
+async fn next(appending: &mut Option<JoinHandle<Appended>>) -> Appended {
+    joined(appending.as_mut().expect("a batch is being written")).await
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    joined(tokio::task::spawn_blocking(work)).await
+    joined(spawn_blocking(work)).await
+}
+
+async fn joined<T>(work: impl Future<Output = Result<T, JoinError>>) -> T {
+    match work.await {
+        Ok(result) => result,
+        Err(e) => std::panic::resume_unwind(e.into_panic()),
+    }
 }

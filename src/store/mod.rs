@@ -27,7 +27,7 @@ pub use check::{Bad, check_all};
 pub use index::Record;
 pub use ledger::Ledger;
 pub use listing::{Listed, list};
-pub use staged::{Appended, Full, Staged, Verified, joined};
+pub use staged::{Full, Staged, Verified};
 
 use crate::digest::{Digest, Hasher};
 use crate::error::Exit;

@@ -7,10 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
 use rustix::io::{Errno, pwritev};
-use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::Store;
 use crate::digest::{Digest, Hasher};
@@ -37,9 +34,6 @@ pub struct Verified {
     staged: Staged,
     digest: Digest,
 }
-
-/// What appending aside comes to: the bytes that were to be appended, and whether they are.
-pub type Appended = (Staged, Vec<Bytes>, Result<(), Full>);
 
 /// Why staged bytes could not grow.
 #[derive(Debug)]
@@ -146,15 +140,6 @@ impl Staged {
         Ok(())
     }
 
-    /// The same on a thread that may wait, begun at once.
-    pub fn append_aside(mut self, chunks: Vec<Bytes>) -> BoxFuture<'static, Appended> {
-        let appending = spawn_blocking(move || {
-            let appended = self.append(&chunks);
-            (self, chunks, appended)
-        });
-        joined(appending).boxed()
-    }
-
     /// Writes `chunks` behind what there is, with one call as a rule: the page cache takes large
     /// pieces for less.
     fn write(&self, chunks: &[Bytes], len: u64) -> io::Result<()> {
@@ -185,14 +170,6 @@ impl Staged {
             staged: self,
             digest: found,
         })
-    }
-}
-
-/// What a thread that may wait came to.
-pub async fn joined<T>(work: JoinHandle<T>) -> T {
-    match work.await {
-        Ok(result) => result,
-        Err(e) => std::panic::resume_unwind(e.into_panic()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Asking the origin: one pooled HTTP/1.1 client over one dial, tries, redirects, resuming.
 
+mod connect;
 pub mod dial;
 pub mod download;
 pub mod guard;
@@ -7,12 +8,8 @@ pub mod parent;
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
-use std::future::Future;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,12 +18,11 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, COOKIE, HeaderMap, HeaderValue, LOCATION, VIA};
 use hyper::{Method, Request, Response, StatusCode, Uri};
-use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::client::legacy::{self, Client};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls::pki_types::{CertificateDer, ServerName};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{BufReader, DuplexStream};
+use tokio::io::DuplexStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use url::Url;
@@ -34,7 +30,8 @@ use url::Url;
 use crate::config::Authority;
 use crate::error::{Error, Kind};
 use crate::telemetry::{METRICS, Why};
-use dial::{Dialer, Dialled};
+use connect::Connector;
+use dial::Dialer;
 
 /// The body of a request that is sent upstream.
 pub type RequestBody = BoxBody<Bytes, hyper::Error>;
@@ -43,11 +40,8 @@ pub type RequestBody = BoxBody<Bytes, hyper::Error>;
 pub const TRIES: u32 = 3;
 const BACKOFF: Duration = Duration::from_millis(150);
 const REDIRECTS: usize = 10;
-const TLS_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_CONNECTION: Duration = Duration::from_secs(30);
 const HEAD_LIMIT: usize = 256 * 1024;
-/// Bytes of TLS records received at once
-const RECEIVED: usize = 128 << 10;
 
 /// The way to all origins.
 pub struct Upstream {
@@ -360,103 +354,6 @@ fn explain(what: &str, error: &legacy::Error) -> Error {
         Kind::Incomplete,
         format!("{what}: upstream did not answer in HTTP: {words}; try again later"),
     )
-}
-
-/// Dials and, for `https`, shakes hands.
-#[derive(Clone)]
-struct Connector {
-    dialer: Arc<Dialer>,
-    tls: TlsConnector,
-    locals: Arc<Locals>,
-}
-
-impl Connector {
-    async fn connect(self, uri: Uri) -> Result<Io, Error> {
-        let bad = || Error::new(Kind::BadRequest, format!("{}: not a host", shown(&uri)));
-        let https = uri.scheme_str() == Some("https");
-        let asked = authority(&uri).ok_or_else(bad)?;
-        if let Some(local) = self.locals.get(&asked).filter(|_| https) {
-            return Ok(Io(TokioIo::new(Box::new(local.open()))));
-        }
-        // Plain HTTP is what is passed on for clients, as tunnels are.
-        let stream = match https {
-            true => self.dialer.dial_origin(&asked).await?,
-            false => self.dialer.dial(&asked).await?,
-        };
-        if !https {
-            return Ok(Io(TokioIo::new(stream)));
-        }
-        let way = self.dialer.by_way_of(&asked);
-        let name = ServerName::try_from(asked.host.as_str().to_owned()).map_err(|_| bad())?;
-        // rustls asks for a record at a time or less; the kernel is asked for several.
-        let stream = BufReader::with_capacity(RECEIVED, stream);
-        let tls = timeout(TLS_TIMEOUT, self.tls.connect(name, stream))
-            .await
-            .map_err(|_| {
-                Error::new(
-                    Kind::Timeout,
-                    format!("{asked}: the TLS handshake{way} took over {} s; try again later", TLS_TIMEOUT.as_secs()),
-                )
-            })?
-            .map_err(|e| {
-                Error::new(
-                    Kind::Tls,
-                    format!("{asked}: the TLS handshake{way} failed: {e}; if upstream's CA is your own, name it with --upstream-ca"),
-                )
-            })?;
-        Ok(Io(TokioIo::new(Box::new(tls))))
-    }
-}
-
-impl tower_service::Service<Uri> for Connector {
-    type Response = Io;
-    type Error = Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Io, Error>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        Box::pin(self.clone().connect(uri))
-    }
-}
-
-/// A connection of the pool.
-struct Io(TokioIo<Dialled>);
-
-impl Connection for Io {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
-}
-
-impl hyper::rt::Read for Io {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: hyper::rt::ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl hyper::rt::Write for Io {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
 }
 
 #[cfg(test)]
