@@ -53,19 +53,22 @@ pub async fn run(size: Size, rounds: usize) {
         "--entries >= --blobs >= 5000"
     );
     let upstream = Upstream::start();
-    println!("A data dir that has grown, {rounds} starts each; all files are in the page cache\n");
+    println!(
+        "A data dir that has grown, {rounds} starts each with all files in the page cache, and then one with none\n"
+    );
 
     let setup = rivals::larder_at(&upstream.place);
     let mut empty = start(&setup, rounds).await;
     empty.wait_until_known().await;
     empty.of_fetched(&upstream).await;
-    empty.stop();
+    let none = empty.known_rss;
+    let empty = empty.end(None, &setup, &[]).await;
 
     let setup = rivals::larder_at(&upstream.place);
     stock::documents(&setup.data_dir(), DOCUMENTS).await;
     let mut documents = start(&setup, rounds).await;
     documents.wait_until_known().await;
-    documents.stop();
+    let documents = documents.end(Some((none, DOCUMENTS)), &setup, &[]).await;
 
     let setup = rivals::larder_at(&upstream.place);
     let begun = Instant::now();
@@ -76,22 +79,13 @@ pub async fn run(size: Size, rounds: usize) {
     );
     let requests = upstream.requests();
     let mut grown = start(&setup, rounds).await;
-    grown.of_held(size).await;
-    grown.stop();
+    let others = grown.of_held(size).await;
+    let grown = grown.end(Some((none, entries)), &setup, &others).await;
     println!(
-        "of {} hits upstream saw {} requests\n",
-        grown.hits,
+        "of all these hits upstream saw {} requests\n",
         upstream.requests() - requests
     );
-
-    let entry = Some((empty.known_rss, entries));
-    let document = Some((empty.known_rss, DOCUMENTS));
-    let of = |grown: &Grown, each| grown.column(each);
-    print(&[
-        ("empty", of(&empty, None)),
-        ("documents", of(&documents, document)),
-        ("index", of(&grown, entry)),
-    ]);
+    print(&[("empty", empty), ("documents", documents), ("index", grown)]);
     println!(
         "documents: {DOCUMENTS} kept documents of providers and nothing else; index: the entries and blobs"
     );
@@ -112,7 +106,6 @@ struct Grown {
     known_rss: u64,
     peak: u64,
     latencies: Vec<(&'static str, String)>,
-    hits: usize,
     /// CPU seconds that others had had by then
     others: f64,
     /// How many cores they had since
@@ -140,7 +133,6 @@ async fn start(setup: &Setup, rounds: usize) -> Grown {
                 known_rss: 0,
                 peak: 0,
                 latencies: Vec::new(),
-                hits: 0,
                 others,
                 busy: 0.0,
             };
@@ -180,10 +172,27 @@ impl Grown {
         self.note_known().await;
     }
 
-    /// What was measured until now is all.
-    fn stop(&mut self) {
+    /// What was measured, and what a start takes that has to read all from disk, as after a boot, and hits on it.
+    async fn end(
+        mut self,
+        each: Option<(u64, usize)>,
+        setup: &Setup,
+        paths: &[String],
+    ) -> Vec<(&'static str, String)> {
         let took = self.begun.elapsed().as_secs_f64();
         self.busy = (machine::others() - self.others) / took;
+        let mut cells = self.column(each);
+        self.larder.terminate().await;
+        if !machine::forget_files() {
+            println!("a start from disk: left out, for want of privilege");
+            return cells;
+        }
+        let mut cold = start(setup, 1).await;
+        cells.push(("from disk: exec to /readyz, ms", millis(cold.ready[0])));
+        cold.measure("from disk: first time, right after ready", paths)
+            .await;
+        cells.append(&mut cold.latencies);
+        cells
     }
 
     async fn note_known(&mut self) {
@@ -206,8 +215,8 @@ impl Grown {
         self.measure("again", &fetched).await;
     }
 
-    /// Hits on what was there at the start.
-    async fn of_held(&mut self, size: Size) {
+    /// Hits on what was there at the start. Returns some that were not asked for.
+    async fn of_held(&mut self, size: Size) -> Vec<String> {
         let mut paths = never_asked(size);
         let mut some = || paths.by_ref().take(HITS).collect::<Vec<_>>();
         let early = some();
@@ -230,6 +239,7 @@ impl Grown {
         let late: Vec<_> = paths.by_ref().take(HITS).collect();
         self.measure("first time, all known", &late).await;
         self.measure("again", &late).await;
+        paths.take(HITS).collect()
     }
 
     async fn open(&self) -> Stream {
@@ -248,7 +258,6 @@ impl Grown {
             return;
         }
         times.sort_by(f64::total_cmp);
-        self.hits += times.len();
         let (median, late) = (times[times.len() / 2], times[times.len() * 99 / 100]);
         let text = format!("{:.0}, {:.0} us", median * 1e6, late * 1e6);
         self.latencies.push((what, text));
@@ -259,10 +268,7 @@ impl Grown {
         let mib = |kib: u64| format!("{:.1}", kib as f64 / 1024.0);
         let (ready, last) = (&self.ready, self.ready.len() - 1);
         let mut cells = vec![
-            (
-                "exec to /readyz, ms",
-                format!("{:.0}", ready[ready.len() / 2] * 1e3),
-            ),
+            ("exec to /readyz, ms", millis(ready[ready.len() / 2])),
             (
                 "  fastest..slowest",
                 format!("{:.0}..{:.0}", ready[0] * 1e3, ready[last] * 1e3),
@@ -281,6 +287,10 @@ impl Grown {
         cells.push(("cores that others had meanwhile", others));
         cells
     }
+}
+
+fn millis(seconds: f64) -> String {
+    format!("{:.0}", seconds * 1e3)
 }
 
 /// Paths of archives that are held, each of another blob, until all have been named.

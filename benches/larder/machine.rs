@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+/// Bytes of page cache: several times what one miss takes
+const TOUCHED: usize = 256 << 20;
+
 /// The process and all that descends from it.
 pub fn tree(pid: u32) -> Vec<u32> {
     let mut all = vec![pid];
@@ -88,6 +91,21 @@ pub async fn settle(pid: u32) {
             return;
         }
     }
+}
+
+/// Writes a file and removes it, that the memory which the next files get is some that this machine has used: a virtual
+/// one may give free memory back to its host, and then the first touch of each page costs ten times the write.
+pub fn touch_page_cache() {
+    use std::io::Write as _;
+    let mut file = tempfile::tempfile().unwrap();
+    let piece = vec![1; 2 << 20];
+    (0..TOUCHED / piece.len()).for_each(|_| file.write_all(&piece).unwrap());
+}
+
+/// Has the kernel forget what it read from disk, as after a boot; whether it did, which takes privilege.
+pub fn forget_files() -> bool {
+    rustix::fs::sync();
+    std::fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
 }
 
 /// CPU seconds of the whole machine so far but for this process and its descendants, with what a host took away.

@@ -175,6 +175,7 @@ async fn download_cold(
     let amount = (ARCHIVE * clients) as f64 / 1e9;
     let mut samples = Vec::new();
     for archive in archives {
+        machine::touch_page_cache();
         let open = party.cold.open_many(clients).await;
         let clock = Clock::start(rig, party);
         get_all(open, &archive.path, 1).await;

@@ -12,6 +12,8 @@ use crate::error::Exit;
 
 const DOCUMENTS: usize = 20_000;
 const BYTES: u64 = 1 << 30;
+/// Files read at once at the start, when nothing is answered yet: a disk has many to fetch then.
+const READERS: usize = 4;
 
 /// The documents of one data dir.
 pub struct Shelf {
@@ -36,7 +38,7 @@ struct Entry {
 
 impl Shelf {
     /// Opens the shelf and shows each document on it. Torn and rotten ones are removed.
-    pub fn open(data_dir: &Path, show: impl FnMut(&Document)) -> Result<Self, Exit> {
+    pub fn open(data_dir: &Path, show: impl FnMut(&Document) + Send) -> Result<Self, Exit> {
         let dir = data_dir.join("metadata");
         std::fs::create_dir_all(&dir).map_err(|e| {
             Exit::usage(format!(
@@ -48,7 +50,7 @@ impl Shelf {
     }
 
     /// The same for reading alone: nothing is made or removed.
-    pub fn peek(data_dir: &Path, show: impl FnMut(&Document)) -> Self {
+    pub fn peek(data_dir: &Path, show: impl FnMut(&Document) + Send) -> Self {
         Self::load(data_dir, data_dir.join("metadata"), true, show)
     }
 
@@ -56,7 +58,7 @@ impl Shelf {
         data_dir: &Path,
         dir: PathBuf,
         read_only: bool,
-        mut show: impl FnMut(&Document),
+        mut show: impl FnMut(&Document) + Send,
     ) -> Self {
         let this = Self {
             read_only,
@@ -65,24 +67,17 @@ impl Shelf {
             held: Mutex::default(),
             dir,
         };
-        for entry in std::fs::read_dir(&this.dir).into_iter().flatten().flatten() {
-            let path = entry.path();
-            let document = std::fs::read(&path)
-                .ok()
-                .and_then(|bytes| Document::from_file(bytes.into()))
-                .filter(|document| document_path(&this.dir, &document.key) == path);
-            let Some(document) = document else {
-                if read_only {
-                    continue;
-                }
+        for_each_file(&this.dir, |path, bytes, document| match document {
+            Some(document) => {
+                show(&document);
+                this.note(&document.key, document.validated, bytes);
+            }
+            None if read_only => {}
+            None => {
                 tracing::warn!(path = %path.display(), "a kept document is torn or rotten; dropped it");
-                let _ = std::fs::remove_file(&path);
-                continue;
-            };
-            show(&document);
-            let bytes = entry.metadata().map_or(0, |m| m.len());
-            this.note(&document.key, document.validated, bytes);
-        }
+                let _ = std::fs::remove_file(path);
+            }
+        });
         this
     }
 
@@ -156,9 +151,28 @@ impl Shelf {
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
-        // Changed in steps that do not panic.
-        self.held.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.held)
     }
+}
+
+/// Shows each file in `dir`, its length, and the document that it holds.
+fn for_each_file(dir: &Path, show: impl FnMut(&Path, u64, Option<Document>) + Send) {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let (entries, show) = (Mutex::new(entries), Mutex::new(show));
+    let next = || lock(&entries).next().map(|entry| entry.path());
+    std::thread::scope(|scope| {
+        for _ in 0..READERS {
+            scope.spawn(|| {
+                while let Some(path) = next() {
+                    let bytes = std::fs::read(&path).unwrap_or_default();
+                    let len = bytes.len() as u64;
+                    let document = Document::from_file(bytes.into())
+                        .filter(|document| document_path(dir, &document.key) == path);
+                    lock(&show)(&path, len, document);
+                }
+            });
+        }
+    });
 }
 
 /// Whole or not at all after a crash of this process; a torn file after a power cut is told by its
@@ -172,4 +186,9 @@ fn write_file(temporary: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = std::fs::remove_file(temporary);
     }
     written
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Changed in steps that do not panic.
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }

@@ -21,7 +21,7 @@ use crate::error::{Error, Kind};
 
 const TLS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of TLS records received at once
-const RECEIVED: usize = 128 << 10;
+const RECEIVED: usize = 256 << 10;
 
 /// Dials and, for `https`, shakes hands.
 #[derive(Clone)]
