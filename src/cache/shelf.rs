@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
+use std::thread::Builder;
 use std::time::SystemTime;
 
 use super::document::{Document, document_path};
@@ -155,23 +156,32 @@ impl Shelf {
     }
 }
 
-/// Shows each file in `dir`, its length, and the document that it holds.
+/// Shows each file in `dir` that can be read, its length, and the document that it holds.
 fn for_each_file(dir: &Path, show: impl FnMut(&Path, u64, Option<Document>) + Send) {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let (entries, show) = (Mutex::new(entries), Mutex::new(show));
     let next = || lock(&entries).next().map(|entry| entry.path());
-    std::thread::scope(|scope| {
-        for _ in 0..READERS {
-            scope.spawn(|| {
-                while let Some(path) = next() {
-                    let bytes = std::fs::read(&path).unwrap_or_default();
-                    let len = bytes.len() as u64;
-                    let document = Document::from_file(bytes.into())
-                        .filter(|document| document_path(dir, &document.key) == path);
-                    lock(&show)(&path, len, document);
+    let read_on = || {
+        while let Some(path) = next() {
+            let bytes = match std::fs::read(&path) {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "a kept document cannot be read");
+                    continue;
                 }
-            });
+            };
+            let len = bytes.len() as u64;
+            let document = Document::from_file(bytes.into())
+                .filter(|document| document_path(dir, &document.key) == path);
+            lock(&show)(&path, len, document);
         }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..READERS {
+            // Without them it takes longer, and that is all.
+            let _ = Builder::new().spawn_scoped(scope, read_on);
+        }
+        read_on();
     });
 }
 
@@ -189,6 +199,43 @@ fn write_file(temporary: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Changed in steps that do not panic.
+    // Nothing that is done under a lock panics.
     mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::terraform::route::Kind;
+    use bytes::Bytes;
+    use url::Url;
+
+    #[test]
+    fn each_file_is_shown_once_and_what_is_none_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path();
+        let keys: Vec<_> = (0..100).map(|n| format!("https://host/{n}")).collect();
+        for key in &keys {
+            let url = Url::parse(key).unwrap();
+            let mut document = Document::passing(&url, Kind::Other, Bytes::from_static(b"{}"));
+            document.key = key.clone();
+            std::fs::write(document_path(dir, key), document.to_file()).unwrap();
+        }
+        std::fs::write(dir.join("torn"), "{").unwrap();
+        std::fs::create_dir(dir.join("folder")).unwrap();
+        let (mut shown, mut torn) = (Vec::new(), Vec::new());
+        for_each_file(dir, |path, len, document| match document {
+            Some(document) => {
+                assert_eq!(len, path.metadata().unwrap().len());
+                shown.push(document.key);
+            }
+            None => torn.push(path.to_owned()),
+        });
+        shown.sort();
+        let mut keys = keys;
+        keys.sort();
+        assert_eq!((shown, torn), (keys, vec![dir.join("torn")]));
+        for_each_file(&dir.join("none"), |_, _, _| panic!("there is nothing"));
+    }
 }
