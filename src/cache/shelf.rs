@@ -38,7 +38,8 @@ struct Entry {
 }
 
 impl Shelf {
-    /// Opens the shelf and shows each document on it. Torn and rotten ones are removed.
+    /// Opens the shelf and shows each document on it. Torn and rotten ones are removed; one that cannot
+    /// be read stays until it is fetched anew.
     pub fn open(data_dir: &Path, show: impl FnMut(&Document) + Send) -> Result<Self, Exit> {
         let dir = data_dir.join("metadata");
         std::fs::create_dir_all(&dir).map_err(|e| {
@@ -68,13 +69,16 @@ impl Shelf {
             held: Mutex::default(),
             dir,
         };
-        for_each_file(&this.dir, |path, bytes, document| match document {
-            Some(document) => {
+        for_each_file(&this.dir, |path, bytes, found| match found {
+            Ok(document) => {
                 show(&document);
                 this.note(&document.key, document.validated, bytes);
             }
-            None if read_only => {}
-            None => {
+            Err(_) if read_only => {}
+            Err(Some(error)) => {
+                tracing::warn!(path = %path.display(), %error, "a kept document cannot be read");
+            }
+            Err(None) => {
                 tracing::warn!(path = %path.display(), "a kept document is torn or rotten; dropped it");
                 let _ = std::fs::remove_file(path);
             }
@@ -156,24 +160,26 @@ impl Shelf {
     }
 }
 
-/// Shows each file in `dir` that can be read, its length, and the document that it holds.
-fn for_each_file(dir: &Path, show: impl FnMut(&Path, u64, Option<Document>) + Send) {
+/// What a file holds; otherwise why it cannot be read, or none where it is torn or rotten.
+type Found = Result<Document, Option<io::Error>>;
+
+/// Shows each file in `dir`, its length, and what it holds.
+fn for_each_file(dir: &Path, show: impl FnMut(&Path, u64, Found) + Send) {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let (entries, show) = (Mutex::new(entries), Mutex::new(show));
     let next = || lock(&entries).next().map(|entry| entry.path());
     let read_on = || {
         while let Some(path) = next() {
-            let bytes = match std::fs::read(&path) {
-                Ok(bytes) => bytes,
-                Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "a kept document cannot be read");
-                    continue;
+            let (len, found) = match std::fs::read(&path) {
+                Ok(bytes) => {
+                    let len = bytes.len() as u64;
+                    let document = Document::from_file(bytes.into())
+                        .filter(|document| document_path(dir, &document.key) == path);
+                    (len, document.ok_or(None))
                 }
+                Err(error) => (0, Err(Some(error))),
             };
-            let len = bytes.len() as u64;
-            let document = Document::from_file(bytes.into())
-                .filter(|document| document_path(dir, &document.key) == path);
-            lock(&show)(&path, len, document);
+            lock(&show)(&path, len, found);
         }
     };
     std::thread::scope(|scope| {
@@ -212,7 +218,7 @@ mod tests {
     use url::Url;
 
     #[test]
-    fn each_file_is_shown_once_and_what_is_none_is_left() {
+    fn each_file_is_shown_once_as_what_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path();
         let keys: Vec<_> = (0..100).map(|n| format!("https://host/{n}")).collect();
@@ -224,18 +230,20 @@ mod tests {
         }
         std::fs::write(dir.join("torn"), "{").unwrap();
         std::fs::create_dir(dir.join("folder")).unwrap();
-        let (mut shown, mut torn) = (Vec::new(), Vec::new());
-        for_each_file(dir, |path, len, document| match document {
-            Some(document) => {
+        let (mut shown, mut torn, mut unread) = (Vec::new(), Vec::new(), Vec::new());
+        for_each_file(dir, |path, len, found| match found {
+            Ok(document) => {
                 assert_eq!(len, path.metadata().unwrap().len());
                 shown.push(document.key);
             }
-            None => torn.push(path.to_owned()),
+            Err(None) => torn.push(path.to_owned()),
+            Err(Some(_)) => unread.push(path.to_owned()),
         });
         shown.sort();
         let mut keys = keys;
         keys.sort();
-        assert_eq!((shown, torn), (keys, vec![dir.join("torn")]));
+        let (is_torn, is_unread) = (vec![dir.join("torn")], vec![dir.join("folder")]);
+        assert_eq!((shown, torn, unread), (keys, is_torn, is_unread));
         for_each_file(&dir.join("none"), |_, _, _| panic!("there is nothing"));
     }
 }
