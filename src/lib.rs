@@ -19,4 +19,5 @@ pub mod digest;
 pub mod error;
 pub mod instance;
 pub mod stamp;
+pub mod sync;
 pub mod telemetry;

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 
 use clap::Parser;
 use larder::config::access::TunnelPattern;
-use larder::config::policy::{Pattern, Policy, Range, Rules, Selector, version_of};
+use larder::config::pattern::{Pattern, Range, Selector, version_of};
+use larder::config::policy::{Policy, Rules};
 use larder::config::{
     Authority, Cidr, CommonArgs, Config, ConnectTo, DEFAULT_INTERCEPT, File, HostName, ServeArgs,
     Tunnels,

@@ -13,6 +13,7 @@ use rustls::sign::CertifiedKey;
 use crate::config::HostName;
 use crate::error::Exit;
 use crate::stamp::Stamp;
+use crate::sync::lock;
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -64,8 +65,7 @@ impl OwnCertificate {
     }
 
     fn current(&self) -> (Arc<CertifiedKey>, u64) {
-        // Changed in steps that do not panic.
-        let mut held = self.held.lock().unwrap_or_else(|e| e.into_inner());
+        let mut held = lock(&self.held);
         if held.looked.elapsed() > LOOK {
             held.looked = Instant::now();
             let now = [Stamp::of(&self.cert).ok(), Stamp::of(&self.key).ok()];

@@ -15,8 +15,9 @@ use url::Url;
 use super::metadata::{Answer, Wish};
 use super::sightings::{Book, Flight, Seen};
 use super::{Cache, HeadOnly, url_key};
-use crate::config::policy::version_of;
+use crate::config::pattern::version_of;
 use crate::error::{Error, Kind as ErrorKind};
+use crate::sync::lock;
 use crate::telemetry::METRICS;
 use crate::terraform::address::Subject;
 use crate::terraform::route::Kind;
@@ -289,8 +290,7 @@ impl Cache {
         age: Duration,
     ) -> Flight {
         let address = subject.address();
-        let flights = self.sightings.flights.lock();
-        let mut flights = flights.unwrap_or_else(|e| e.into_inner());
+        let mut flights = lock(&self.sightings.flights);
         if let Some(flight) = flights.get(&address) {
             return flight.clone();
         }
@@ -447,8 +447,7 @@ struct Landing(Arc<Cache>, String);
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        let flights = self.0.sightings.flights.lock();
-        flights.unwrap_or_else(|e| e.into_inner()).remove(&self.1);
+        lock(&self.0.sightings.flights).remove(&self.1);
     }
 }
 

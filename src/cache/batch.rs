@@ -7,6 +7,8 @@ use std::sync::{Mutex, MutexGuard};
 
 use bytes::Bytes;
 
+use crate::sync::lock;
+
 /// Bytes of one batch, at the most. Two are in memory for each fill, one received, one written; and the
 /// one before where there is room.
 const BATCH: usize = 2 << 20;
@@ -135,7 +137,7 @@ impl Unused {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.0)
     }
 }
 

@@ -19,6 +19,7 @@ use super::verdict::{Learning, Terms, learn};
 use super::writer::{Admit, Writer, start_vouching};
 use crate::digest::Hasher;
 use crate::error::{Error, Kind as ErrorKind};
+use crate::sync::lock;
 use crate::telemetry::METRICS;
 use crate::upstream::download::{Download, Head, Source};
 use crate::upstream::{Upstream, shown_url};
@@ -257,7 +258,7 @@ pub struct Orphans(Mutex<VecDeque<Weak<Fill>>>);
 
 impl Orphans {
     fn add(&self, fill: &Arc<Fill>) {
-        let mut all = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut all = lock(&self.0);
         all.retain(|other| {
             let other = other.upgrade();
             other.is_some_and(|other| other.is_orphan() && !Arc::ptr_eq(&other, fill))

@@ -17,6 +17,7 @@ use super::trust::alarm;
 use super::verdict::{Learning, Outcome, Terms, conclude, note_republished};
 use crate::digest::Hasher;
 use crate::error::{Error, Kind};
+use crate::sync::lock;
 use crate::telemetry::METRICS;
 use crate::upstream::download::{Download, Step};
 use crate::upstream::{Upstream, shown_url};
@@ -197,7 +198,7 @@ impl Following {
     /// Goes on from upstream where the staged file ends.
     async fn leave(&self, spill: &Arc<Spill>, at: u64) -> Result<Direct, Error> {
         let running = {
-            let mut running = spill.running.lock().unwrap_or_else(|e| e.into_inner());
+            let mut running = lock(&spill.running);
             running.take()
         };
         let download = running.unwrap_or_else(|| {

@@ -34,6 +34,7 @@ use crate::config::{Authority, Republished};
 use crate::digest::Digest;
 use crate::error::{Error, Kind as ErrorKind};
 use crate::store::{Held, OnRecord, Record, Store};
+use crate::sync::lock;
 use crate::upstream::download::{Download, Opened, Source};
 use crate::upstream::{Upstream, shown_url};
 use document::end_to_end;
@@ -418,8 +419,7 @@ impl Cache {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Fill>>> {
-        // Changed in steps that do not panic.
-        self.fills.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.fills)
     }
 }
 

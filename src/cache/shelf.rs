@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use super::document::{Document, document_path};
 use crate::error::Exit;
+use crate::sync::lock;
 
 const DOCUMENTS: usize = 20_000;
 const BYTES: u64 = 1 << 30;
@@ -202,11 +203,6 @@ fn write_file(temporary: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = std::fs::remove_file(temporary);
     }
     written
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing that is done under a lock panics.
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use futures_util::future::{BoxFuture, Shared};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use tokio::sync::watch;
-use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+use tokio::task::{JoinHandle, spawn_blocking};
 use url::Url;
 
 use super::batch::Batch;
@@ -24,6 +24,7 @@ use super::verdict::{Learning, Outcome, Terms, conclude, note_republished, recor
 use crate::digest::Hasher;
 use crate::error::Error;
 use crate::store::{Full, Record, Staged, Verified};
+use crate::sync::{blocking, joined};
 use crate::telemetry::METRICS;
 use crate::upstream::download::{Download, Opened, Source, Step};
 use crate::upstream::{Upstream, chunk, shown_url};
@@ -342,15 +343,4 @@ fn append(mut staged: Staged, bytes: Vec<Bytes>) -> JoinHandle<Appended> {
 
 async fn next(appending: &mut Option<JoinHandle<Appended>>) -> Appended {
     joined(appending.as_mut().expect("a batch is being written")).await
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    joined(spawn_blocking(work)).await
-}
-
-async fn joined<T>(work: impl Future<Output = Result<T, JoinError>>) -> T {
-    match work.await {
-        Ok(result) => result,
-        Err(e) => std::panic::resume_unwind(e.into_panic()),
-    }
 }

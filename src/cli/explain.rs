@@ -8,7 +8,7 @@ use url::Url;
 
 use crate::cache::Cache;
 use crate::cache::explain::Explanation;
-use crate::config::{CommonArgs, Config, ServeArgs, policy};
+use crate::config::{CommonArgs, Config, ServeArgs, pattern};
 use crate::error::Exit;
 use crate::store::list;
 use crate::terraform::lock;
@@ -82,7 +82,7 @@ fn wanted(what: &str, platform: &str, config: &Config, cache: &Arc<Cache>) -> Re
         ))
     };
     let (address, version) = what.split_once('@').ok_or_else(usage)?;
-    policy::version_of(version).ok_or_else(usage)?;
+    pattern::version_of(version).ok_or_else(usage)?;
     let parts: Vec<&str> = address.split('/').collect();
     let names = match parts[..] {
         [product] if !product.is_empty() => vec!["releases.hashicorp.com", product],

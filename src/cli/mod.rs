@@ -225,7 +225,18 @@ fn keyring(config: &Config) -> Result<Keyring, Exit> {
     if config.trusted_keys.is_empty() {
         return Ok(Keyring::shipped());
     }
-    Keyring::read(&config.trusted_keys).map_err(|e| Exit::usage(format!("trusted_key: {e}")))
+    let mut ring = Keyring::default();
+    for path in &config.trusted_keys {
+        let read = std::fs::read(path).map_err(|e| e.to_string());
+        let trusted = read.and_then(|file| ring.trust(&file));
+        trusted.map_err(|why| {
+            Exit::usage(format!(
+                "trusted_key: {}: {why}; name a file of OpenPGP public keys",
+                path.display()
+            ))
+        })?;
+    }
+    Ok(ring)
 }
 
 /// The runtime of a command that talks or serves.

@@ -5,6 +5,7 @@ mod args;
 mod file;
 pub mod limits;
 mod parent;
+pub mod pattern;
 pub mod policy;
 mod values;
 

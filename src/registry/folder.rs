@@ -17,6 +17,7 @@ use crate::ca::write_atomically;
 use crate::digest::Digest;
 use crate::stamp::Stamp;
 use crate::store::hash_file;
+use crate::sync::lock;
 use crate::terraform::signature::{Judgement, Keyring};
 
 /// Files of one folder, and of all together.
@@ -429,9 +430,4 @@ pub fn shown(path: &Path) -> String {
 fn is_absence(e: &io::Error) -> bool {
     use io::ErrorKind::{InvalidFilename, NotADirectory, NotFound};
     matches!(e.kind(), NotFound | NotADirectory | InvalidFilename)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Changed in steps that do not panic.
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }

@@ -17,6 +17,7 @@ use pgp::types::{KeyDetails as _, Password};
 
 use crate::ca::write_atomically;
 use crate::error::Exit;
+use crate::sync::lock;
 
 /// A key pair. The secret part lies in the data dir (0600) and is never shown.
 pub struct SigningKey {
@@ -44,7 +45,7 @@ impl KeyHolder {
 
     /// The key, made if there is none (blocking).
     pub fn key(&self) -> Option<Arc<SigningKey>> {
-        let mut held = self.key.lock().unwrap_or_else(|e| e.into_inner());
+        let mut held = lock(&self.key);
         if held.is_none() {
             match SigningKey::open_or_create(&self.data_dir) {
                 Ok((key, made)) => {

@@ -26,6 +26,7 @@ use tokio::sync::Semaphore;
 use crate::config::{Authority, PrivateRegistry};
 use crate::digest::Digest;
 use crate::error::Exit;
+use crate::sync::lock;
 use crate::terraform::signature::Keyring;
 use crate::upstream::Local;
 use folder::{Folder, Problem};
@@ -126,7 +127,7 @@ impl Registry {
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        *self.end.0.lock().unwrap_or_else(|e| e.into_inner()) = true;
+        *lock(&self.end.0) = true;
         self.end.1.notify_all();
     }
 }
@@ -156,7 +157,7 @@ fn look_around(registry: &Weak<Registry>, (ended, end): &(Mutex<bool>, Condvar))
         };
         one.folder.survey(&one.host);
         drop(one);
-        let ended = ended.lock().unwrap_or_else(|e| e.into_inner());
+        let ended = lock(ended);
         let waited = end.wait_timeout_while(ended, SURVEY, |ended| !*ended);
         let (ended, _) = waited.unwrap_or_else(|e| e.into_inner());
         if *ended {

@@ -26,6 +26,7 @@ use super::layout::part_of;
 use super::releases::{Packed, Release};
 use super::{BUFFER, Registry};
 use crate::digest::Digest;
+use crate::sync::blocking;
 use crate::terraform::own::{ArchiveName, is_part, is_version};
 use crate::terraform::signature::Tier;
 
@@ -461,11 +462,4 @@ fn read_at(file: &File, at: u64, length: u64) -> std::io::Result<Bytes> {
     let mut buffer = vec![0; (length - at).min(BUFFER as u64) as usize];
     file.read_exact_at(&mut buffer, at)?;
     Ok(buffer.into())
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(e) => std::panic::resume_unwind(e.into_panic()),
-    }
 }

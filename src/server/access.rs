@@ -14,6 +14,7 @@ use super::users::{Users, basic, bearer, random};
 use crate::config::{Cidr, Config};
 use crate::digest::Digest;
 use crate::error::{Error, Exit, Kind};
+use crate::sync::lock;
 use crate::telemetry::METRICS;
 
 /// Connections of addresses that may not use larder; further ones are closed.
@@ -116,7 +117,7 @@ impl Access {
             _ => permit,
         };
         let from = network(ip);
-        let mut connections = self.connections.lock().unwrap_or_else(|e| e.into_inner());
+        let mut connections = lock(&self.connections);
         let count = connections.entry(from).or_default();
         if *count >= self.per_address {
             METRICS.connections_refused.inc();
@@ -134,7 +135,7 @@ impl Access {
     /// A place for a tunnel, if there is one: of one address no more than half of all.
     pub fn tunnel(&self, ip: IpAddr) -> Option<TunnelPlace> {
         let share = {
-            let mut all = self.tunnels_of.lock().unwrap_or_else(|e| e.into_inner());
+            let mut all = lock(&self.tunnels_of);
             all.retain(|_, share| share.strong_count() > 0);
             let share = all.get(&network(ip)).and_then(Weak::upgrade);
             share.unwrap_or_else(|| {
@@ -311,8 +312,7 @@ pub struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         METRICS.connections.dec();
-        let connections = self.access.connections.lock();
-        let mut connections = connections.unwrap_or_else(|e| e.into_inner());
+        let mut connections = lock(&self.access.connections);
         if let Some(count) = connections.get_mut(&self.from) {
             *count -= 1;
             if *count == 0 {

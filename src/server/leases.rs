@@ -16,6 +16,8 @@ use futures_util::future::{BoxFuture, Shared};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::sync::lock;
+
 /// The variable by which a run marks its command.
 pub const MARK: &str = "LARDER_RUN";
 /// How far up a client's ancestors are looked at.
@@ -159,7 +161,7 @@ impl Leases {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Tally>>> {
-        self.open.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.open)
     }
 }
 

@@ -27,6 +27,7 @@ use crate::cache::Cache;
 use crate::config::{Authority, Config, HostName};
 use crate::error::Exit;
 use crate::registry::Registry;
+use crate::sync::lock;
 use access::Access;
 
 pub use leases::{Leases, MARK, Summary};
@@ -138,7 +139,7 @@ impl Server {
     /// running requests may finish within the configured time.
     pub async fn run(self: Arc<Self>, listeners: Vec<TcpListener>, stop: impl Future<Output = ()>) {
         let (alive, mut all_gone) = mpsc::channel::<()>(1);
-        *self.shared.alive.lock().unwrap_or_else(|e| e.into_inner()) = Some(alive);
+        *lock(&self.shared.alive) = Some(alive);
         for listener in listeners {
             tokio::spawn(self.clone().accept(listener));
         }
@@ -146,11 +147,7 @@ impl Server {
         tracing::info!("draining");
         self.shared.leases.end();
         self.shared.draining.send_replace(true);
-        self.shared
-            .alive
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .take();
+        lock(&self.shared.alive).take();
         let patience = self.latest().config.drain_timeout;
         let drained = tokio::time::timeout(patience, all_gone.recv()).await;
         match drained {
@@ -203,8 +200,7 @@ impl Server {
 
     /// Something that draining waits for, until it is dropped. None when draining has begun.
     fn stay_alive(&self) -> Option<mpsc::Sender<()>> {
-        let alive = self.shared.alive.lock();
-        alive.unwrap_or_else(|e| e.into_inner()).clone()
+        lock(&self.shared.alive).clone()
     }
 
     /// Whether `host` is intercepted, on whatever port.

@@ -18,6 +18,7 @@ use super::access::network;
 use crate::digest::Digest;
 use crate::error::{Error, Exit, Kind};
 use crate::stamp::Stamp;
+use crate::sync::lock;
 use crate::telemetry::METRICS;
 
 /// A credential is not hashed again for so long: clients authenticate every CONNECT.
@@ -194,7 +195,7 @@ impl Users {
     /// that names nobody any more lets nobody in.
     async fn current(&self) -> (Arc<HashMap<String, String>>, u64) {
         let (stale, known) = {
-            let mut table = self.table.lock().unwrap_or_else(|e| e.into_inner());
+            let mut table = lock(&self.table);
             let stale = table.looked.elapsed() > LOOK;
             if stale {
                 table.looked = Instant::now();
@@ -209,7 +210,7 @@ impl Users {
             });
             match read.await {
                 Ok(Some((stamp, Ok(hashes)))) => {
-                    let mut table = self.table.lock().unwrap_or_else(|e| e.into_inner());
+                    let mut table = lock(&self.table);
                     table.hashes = Arc::new(hashes);
                     table.stamp = stamp;
                     table.generation += 1;
@@ -220,7 +221,7 @@ impl Users {
                 _ => {}
             }
         }
-        let table = self.table.lock().unwrap_or_else(|e| e.into_inner());
+        let table = lock(&self.table);
         (table.hashes.clone(), table.generation)
     }
 }

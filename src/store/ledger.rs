@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use crate::digest::Digest;
+use crate::sync::lock;
 
 /// Names remembered. Beyond, the oldest half is forgotten at the next start.
 const NAMES: usize = 500_000;
@@ -91,8 +92,7 @@ impl Ledger {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Changed in steps that do not panic.
-        self.inner.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.inner)
     }
 }
 

@@ -31,6 +31,7 @@ pub use staged::{Full, Staged, Verified};
 
 use crate::digest::{Digest, Hasher};
 use crate::error::Exit;
+use crate::sync::lock;
 use crate::telemetry::METRICS;
 use index::content_path;
 use table::{Inner, Known, Stamp};
@@ -313,8 +314,7 @@ impl Store {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // The maps are changed in steps that do not panic.
-        self.inner.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.inner)
     }
 }
 

@@ -4,6 +4,7 @@ pub mod address;
 pub mod cli_config;
 pub mod dirhash;
 pub mod lock;
+mod openpgp;
 pub mod own;
 pub mod registry;
 pub mod route;

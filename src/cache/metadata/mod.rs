@@ -4,7 +4,7 @@ mod fetch;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use super::shelf::Shelf;
 use super::url_key;
 use crate::config::Authority;
 use crate::error::{Error, Exit, Kind as ErrorKind};
+use crate::sync::lock;
 use crate::telemetry::METRICS;
 use crate::terraform::registry::{Download, check};
 use crate::terraform::route::{Kind, is_mistaken};
@@ -493,9 +494,4 @@ pub fn offline(url: &Url) -> Error {
             shown_url(url)
         ),
     )
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Changed in steps that do not panic.
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }

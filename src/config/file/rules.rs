@@ -7,7 +7,8 @@ use tokio::sync::Semaphore;
 use super::{File, PerPattern, VerifyValue};
 use crate::config::args::Verify;
 use crate::config::limits::Limits;
-use crate::config::policy::{Pattern, Policy, Rules, VerifyRule};
+use crate::config::pattern::Pattern;
+use crate::config::policy::{Policy, Rules, VerifyRule};
 use crate::config::values::{Period, Size};
 use crate::error::Exit;
 
